@@ -1,0 +1,155 @@
+// Package units talks to the system's service manager, and holds the project's own unit files.
+//
+// Every session runs in a transient scope of its own, a unit that systemd makes for processes which
+// somebody else has started. That gives an administrator what they expect of anything that runs for a
+// while: systemctl status shows it, systemctl stop ends it, and what it cost is counted, the session's
+// file server included. The scope belongs to systemd, not to who asked for it: it goes on when the
+// daemon exits, and disappears with its last process.
+package units
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/cntr-attach/cntr-attach/internal/bus"
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+// privateSocket is where systemd itself listens, for root only, bus or no bus.
+const privateSocket = "/run/systemd/private"
+
+// Systemd is a connection to the system's service manager. It may be used by several goroutines at
+// once.
+type Systemd struct {
+	conn    *dbus.Conn
+	private bool // over systemd's own socket
+
+	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
+	withoutPIDFDs atomic.Bool
+}
+
+// Connect connects to systemd over the system bus or, where there is none and the caller is root, over
+// systemd's own socket. The context bounds the connecting only. No systemd at all is fail.NotSupported.
+func Connect(ctx context.Context) (*Systemd, error) {
+	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) { return bus.Connect(ctx) })
+	if err == nil {
+		return &Systemd{conn: conn}, nil
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("connecting to systemd: %w", err)
+	}
+	conn, second := dbus.NewConnection(func() (*godbus.Conn, error) { return bus.ConnectPeer(ctx, privateSocket) })
+	if second != nil {
+		return nil, fail.New(fail.NotSupported, "", "cannot reach systemd: %w", errors.Join(err, second))
+	}
+	return &Systemd{conn: conn, private: true}, nil
+}
+
+// Close ends the connection.
+func (s *Systemd) Close() error {
+	s.conn.Close()
+	return nil
+}
+
+// Connected reports whether the connection still stands.
+func (s *Systemd) Connected() bool { return s.conn.Connected() }
+
+// StopUnit stops a unit and waits until it has stopped. A unit that is not there is no error.
+func (s *Systemd) StopUnit(ctx context.Context, name string) error {
+	// The channel has room for the result, so that go-systemd never waits for a reader that has left.
+	done := make(chan string, 1)
+	_, err := s.conn.StopUnitContext(ctx, name, "replace", done)
+	if bus.ErrorName(err) == noSuchUnit {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stopping %s: %w", name, err)
+	}
+	return s.result(ctx, done, "stopping "+name)
+}
+
+// Unit is an active unit.
+type Unit struct {
+	Name   string
+	Cgroup string // path below the root of the control group tree
+}
+
+// Units lists the active units whose name matches a glob pattern, with their control groups, sorted by
+// name. A unit that is being stopped is still active.
+func (s *Systemd) Units(ctx context.Context, pattern string) ([]Unit, error) {
+	rows, err := s.conn.ListUnitsByPatternsContext(ctx,
+		[]string{"active", "activating", "deactivating", "reloading"}, []string{pattern})
+	if err != nil {
+		return nil, fmt.Errorf("listing units %q: %w", pattern, err)
+	}
+	var list []Unit
+	for _, row := range rows {
+		cgroup, err := s.controlGroup(ctx, row.Name)
+		if err != nil {
+			return nil, err
+		}
+		if cgroup == "" {
+			continue // it ended since it was listed
+		}
+		list = append(list, Unit{Name: row.Name, Cgroup: cgroup})
+	}
+	slices.SortFunc(list, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// controlGroup returns the control group of a scope, service or slice; "" if the unit is not there.
+// systemd answers for a unit it does not know as for one that is inactive.
+func (s *Systemd) controlGroup(ctx context.Context, name string) (string, error) {
+	p, err := s.conn.GetUnitTypePropertyContext(ctx, name, typeOf(name), "ControlGroup")
+	switch bus.ErrorName(err) {
+	case noSuchUnit, "org.freedesktop.DBus.Error.UnknownObject":
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("control group of %s: %w", name, err)
+	}
+	cgroup, _ := p.Value.Value().(string)
+	return cgroup, nil
+}
+
+// typeOf returns what the interface of a unit is called: "Scope" for "a.scope".
+func typeOf(name string) string {
+	suffix := name[strings.LastIndexByte(name, '.')+1:]
+	if suffix == "" {
+		return "Unit"
+	}
+	return strings.ToUpper(suffix[:1]) + suffix[1:]
+}
+
+// result waits for the result of a job (org.freedesktop.systemd1(5), "JobRemoved").
+func (s *Systemd) result(ctx context.Context, done <-chan string, what string) error {
+	select {
+	case r := <-done:
+		switch r {
+		case "done":
+			return nil
+		case "dependency":
+			return fmt.Errorf("%s: %w", what, errDependency)
+		}
+		return fmt.Errorf("%s: systemd's job ended with %q", what, r)
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", what, ctx.Err())
+	}
+}
+
+var errDependency = errors.New("a unit that it depends on is not active")
+
+// Names of systemd's errors (org.freedesktop.systemd1(5), systemd's bus-common-errors.h).
+const (
+	noSuchUnit          = "org.freedesktop.systemd1.NoSuchUnit"
+	transactionConflict = "org.freedesktop.systemd1.TransactionIsDestructive"
+	propertyReadOnly    = "org.freedesktop.DBus.Error.PropertyReadOnly"
+)
