@@ -1,0 +1,1 @@
+// Empty: it lets fork.go declare functions without a body.
