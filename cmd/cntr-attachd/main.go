@@ -1,0 +1,122 @@
+// Command cntr-attachd is the service org.cntr.Attach1. The bus starts it when it is called, and it
+// ends when it has nothing to do; see package dbus.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/nspawn"
+	"github.com/cntr-attach/cntr-attach/units"
+)
+
+// version is set when the program is built.
+var version = "0.1.0-dev"
+
+const usage = `Usage: cntr-attachd [OPTIONS]
+
+Starts and lists sessions for callers on the system bus (org.cntr.Attach1).
+It is started by the bus when it is called.
+
+Options:
+      --idle-timeout TIME  end after so long with nothing to do; 0 is never (default 30s)
+      --session FILE       program that a session runs (default /usr/lib/cntr-attach/cntr-session)
+  -h, --help               show this help
+      --version            show the version
+`
+
+// program is what the command line makes of the program.
+type program struct {
+	idleTimeout time.Duration
+	session     string
+}
+
+func main() {
+	log := newLog(os.Stderr)
+	p, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "cntr-attachd: %v\nhint: see cntr-attachd --help\n", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	if err := p.run(ctx, log); err != nil {
+		log.Error("failed", "error", err)
+		notify(log)("STATUS=" + err.Error())
+		os.Exit(1)
+	}
+}
+
+// parse reads the command line. It answers --help and --version itself, with pflag.ErrHelp.
+func parse(args []string) (program, error) {
+	p := program{}
+	flags := pflag.NewFlagSet("cntr-attachd", pflag.ContinueOnError)
+	flags.Usage = func() { fmt.Print(usage) }
+	flags.DurationVar(&p.idleTimeout, "idle-timeout", 30*time.Second, "")
+	flags.StringVar(&p.session, "session", "/usr/lib/cntr-attach/cntr-session", "")
+	showVersion := flags.Bool("version", false, "")
+	if err := flags.Parse(args); err != nil {
+		return p, err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return p, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case p.idleTimeout < 0:
+		return p, fmt.Errorf("negative --idle-timeout %v", p.idleTimeout)
+	case *showVersion:
+		fmt.Println("cntr-attachd", version)
+		return p, pflag.ErrHelp
+	}
+	return p, nil
+}
+
+// run is the service's life.
+func (p program) run(ctx context.Context, log *slog.Logger) error {
+	const startTimeout = 20 * time.Second
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	systemd, err := units.Connect(starting)
+	if err != nil {
+		return err
+	}
+	defer systemd.Close()
+	launcher, err := session.NewLauncher(p.session, systemd)
+	if err != nil {
+		return err
+	}
+	defer launcher.Close()
+	resolver := &nspawn.Resolver{}
+	defer resolver.Close()
+	return dbus.Serve(ctx, dbus.Config{
+		Machines:    machine.Registry{resolver},
+		Sessions:    launcher,
+		Version:     version,
+		IdleTimeout: p.idleTimeout,
+		Log:         log,
+		Notify:      notify(log),
+	})
+}
+
+// notify returns a function that tells systemd about the service. Without systemd nobody is told.
+func notify(log *slog.Logger) func(string) {
+	return func(state string) {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			log.Warn("cannot notify the service manager", "error", err)
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package dbus
+
+import (
+	"context"
+	"os"
+	"unicode/utf8"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/bus"
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+// Client calls the service. It may be used by several goroutines at once. All its errors carry a
+// *[fail.Error], with the server's code, message and hint if it has answered.
+type Client struct {
+	conn *godbus.Conn
+}
+
+// AttachOptions is what a client asks of a session.
+type AttachOptions struct {
+	Command          []string // argv; never empty
+	User             string   // name or number in the machine; "" is root
+	Environment      []string // NAME=VALUE
+	WorkingDirectory string   // absolute; "-" in front: "/" if it cannot be entered; "" is "/"
+	Writable         bool     // the tools tree may be written to
+	Terminal         bool     // give the command a terminal
+	Rows, Columns    uint16   // the terminal's size; 0 if not known
+
+	// Without a terminal: pipes or sockets. They stay the caller's, and should be closed after Attach,
+	// so that their other ends see when the session closes its own. nil is /dev/null.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Attached is a session that was started. Its descriptors are its owner's to close, and do not block a
+// goroutine's thread.
+type Attached struct {
+	ID       string
+	Terminal *os.File // the terminal's master; nil without a terminal
+	Status   *os.File // where the session tells its end, see package session
+}
+
+// Machine is a row of [Client.ListMachines].
+type Machine struct {
+	Name    string // its name, unique in its kind
+	Kind    string // "nspawn"
+	Class   string // "container"
+	Service string // who registered it: "systemd-nspawn"
+	Leader  uint32 // process id of its first process
+}
+
+// SessionInfo is a row of [Client.ListSessions].
+type SessionInfo struct {
+	ID      string
+	Machine string // typed name: "nspawn:web"
+	User    string // "" is root
+	Command []string
+	Scope   string            // its unit
+	Path    godbus.ObjectPath // its object
+}
+
+// Connect connects to the system bus. It does not start the service: the first call does. A bus that is
+// not there is fail.NotSupported. The context bounds the connecting only.
+func Connect(ctx context.Context) (*Client, error) {
+	conn, err := bus.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !conn.SupportsUnixFDs() {
+		_ = conn.Close()
+		return nil, fail.New(fail.NotSupported, "as root, --direct does without the bus",
+			"this bus does not pass descriptors")
+	}
+	return &Client{conn: conn}, nil
+}
+
+// Close ends the connection. Sessions go on.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Attach starts a session in a machine, given by its name or typed name. It returns when the command
+// runs, or with the reason why it does not.
+func (c *Client) Attach(ctx context.Context, machine string, o AttachOptions) (*Attached, error) {
+	options, err := o.encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkText("machine", machine); err != nil {
+		return nil, err
+	}
+	var id string
+	var path godbus.ObjectPath
+	var status godbus.UnixFD
+	var terminal []godbus.UnixFD
+	err = c.call(ctx, "Attach", machine, o.Command, options).Store(&id, &path, &status, &terminal)
+	if err != nil {
+		return nil, decodeError(err)
+	}
+	a := &Attached{ID: id, Status: pollable(int(status), "status")}
+	for _, fd := range terminal {
+		if a.Terminal == nil {
+			a.Terminal = pollable(int(fd), "terminal")
+		} else {
+			_ = unix.Close(int(fd)) // more than one makes no sense
+		}
+	}
+	return a, nil
+}
+
+// pollable makes a file of a descriptor that was received. Non-blocking, it is waited for by the
+// runtime's poller: no thread is held up, and a Close ends a pending Read.
+func pollable(fd int, name string) *os.File {
+	_ = unix.SetNonblock(fd, true) // should it fail, reads are only less convenient
+	return os.NewFile(uintptr(fd), name)
+}
+
+// ListMachines returns the machines that can be attached to, sorted by kind and name.
+func (c *Client) ListMachines(ctx context.Context) ([]Machine, error) {
+	var list []Machine
+	err := c.call(ctx, "ListMachines").Store(&list)
+	return list, decodeError(err)
+}
+
+// ListSessions returns the running sessions in the order in which they started.
+func (c *Client) ListSessions(ctx context.Context) ([]SessionInfo, error) {
+	var list []SessionInfo
+	err := c.call(ctx, "ListSessions").Store(&list)
+	return list, decodeError(err)
+}
+
+// TerminateSession ends a session, and returns when it has ended. Errors carry fail.NoSuchSession.
+func (c *Client) TerminateSession(ctx context.Context, id string) error {
+	if err := checkText("session id", id); err != nil {
+		return err
+	}
+	return decodeError(c.call(ctx, "TerminateSession", id).Err)
+}
+
+func (c *Client) call(ctx context.Context, member string, args ...any) *godbus.Call {
+	return c.conn.Object(Name, managerPath).CallWithContext(ctx, managerInterface+"."+member, 0, args...)
+}
+
+// encode returns the options as Attach takes them. What is not set is not sent.
+func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
+	if len(o.Command) == 0 {
+		return nil, invalid("argv", "it names no command")
+	}
+	for _, texts := range []struct {
+		what string
+		list []string
+	}{
+		{"argument", o.Command}, {"environment", o.Environment}, {"user", []string{o.User}},
+		{"working directory", []string{o.WorkingDirectory}},
+	} {
+		for _, text := range texts.list {
+			if err := checkText(texts.what, text); err != nil {
+				return nil, err
+			}
+		}
+	}
+	options := map[string]godbus.Variant{}
+	set := func(name string, given bool, value any) {
+		if given {
+			options[name] = godbus.MakeVariant(value)
+		}
+	}
+	set("user", o.User != "", o.User)
+	set("environment", len(o.Environment) > 0, o.Environment)
+	set("working-directory", o.WorkingDirectory != "", o.WorkingDirectory)
+	set("writable", o.Writable, true)
+	set("terminal", o.Terminal, true)
+	set("rows", o.Rows != 0, o.Rows)
+	set("columns", o.Columns != 0, o.Columns)
+	for i, f := range []*os.File{o.Stdin, o.Stdout, o.Stderr} {
+		if f != nil {
+			set(stdio[i], true, godbus.UnixFD(f.Fd()))
+		}
+	}
+	return options, nil
+}
+
+// checkText refuses what D-Bus cannot carry: its strings are UTF-8 without NUL, and a bus throws out
+// who sends others.
+func checkText(what, s string) error {
+	if !utf8.ValidString(s) {
+		return fail.New(fail.InvalidArgument, "as root, --direct takes any bytes",
+			"%s %q cannot go over the bus: it is not UTF-8", what, s)
+	}
+	for i := range len(s) {
+		if s[i] == 0 {
+			return fail.New(fail.InvalidArgument, "", "%s %q has a NUL byte", what, s)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+)
+
+// machineRow is a row of ListMachines.
+type machineRow struct {
+	Name, Kind, Class, Service string
+	Leader                     uint32
+}
+
+func (s *server) listMachines(ctx context.Context, _ caller, _ *message) ([]any, error) {
+	list, err := s.Machines.List(ctx)
+	if err != nil && len(list) == 0 {
+		return nil, err
+	}
+	if err != nil {
+		s.Log.Warn("some machines cannot be listed", "error", err)
+	}
+	rows := []machineRow{}
+	for _, m := range list {
+		rows = append(rows, machineRow{clean(m.Name), m.Kind, m.Class, clean(m.Service), uint32(m.Leader)})
+	}
+	return []any{rows}, nil
+}
+
+// attach resolves the machine, starts the session, and hands the caller's ends of it over.
+func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, error) {
+	var name string
+	var argv []string
+	var options map[string]godbus.Variant
+	if err := godbus.Store(m.Body, &name, &argv, &options); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	spec, err := parseSpec(argv, options, m)
+	if err != nil {
+		return nil, err
+	}
+	status, err := statusPipe(m)
+	if err != nil {
+		return nil, err
+	}
+	spec.Status = status[1]
+
+	target, err := s.Machines.Resolve(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	started, err := s.Sessions.Start(ctx, target, spec)
+	if err != nil {
+		return nil, err
+	}
+	terminal := []godbus.UnixFD{}
+	if started.Terminal != nil {
+		// Ours is closed with the answer: the caller's shall be the only one, so that the session
+		// notices when it goes.
+		m.own(started.Terminal)
+		terminal = append(terminal, godbus.UnixFD(started.Terminal.Fd()))
+	}
+	e, err := s.sessions.add(started)
+	if err != nil {
+		err = errors.Join(err, s.Sessions.Terminate(ctx, started))
+		_ = started.Close()
+		return nil, err
+	}
+	s.Log.Info("session started", "session", started.ID, "machine", started.Machine, "user", started.User,
+		"command", strings.Join(started.Command, " "), "caller", who.uid, "scope", started.Scope)
+	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), terminal}, nil
+}
+
+// statusPipe makes the pipe on which the session tells its end: read end, write end. Both live as long
+// as the message; who they are handed to has copies.
+//
+// It is not made by os.Pipe, which makes its pipes non-blocking: that is a property of the pipe, not
+// of the descriptor, and a program that gets one does not expect it.
+func statusPipe(m *message) ([2]*os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return [2]*os.File{}, fmt.Errorf("pipe: %w", err)
+	}
+	files := [2]*os.File{os.NewFile(uintptr(fds[0]), "status"), os.NewFile(uintptr(fds[1]), "status")}
+	m.own(files[0])
+	m.own(files[1])
+	return files, nil
+}
+
+// sessionRow is a row of ListSessions.
+type sessionRow struct {
+	ID, Machine, User string
+	Command           []string
+	Scope             string
+	Path              godbus.ObjectPath
+}
+
+func (s *server) listSessions(ctx context.Context, _ caller, _ *message) ([]any, error) {
+	if err := s.refresh(ctx); err != nil {
+		return nil, err
+	}
+	rows := []sessionRow{}
+	for _, e := range s.sessions.list() {
+		rows = append(rows, sessionRow{e.ID, clean(e.Machine), clean(e.User), cleanAll(e.Command), e.Scope, e.path})
+	}
+	return []any{rows}, nil
+}
+
+func (s *server) getSession(ctx context.Context, _ caller, m *message) ([]any, error) {
+	e, err := s.session(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return []any{e.path}, nil
+}
+
+func (s *server) terminateSession(ctx context.Context, who caller, m *message) ([]any, error) {
+	e, err := s.session(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.terminate(ctx, who, e)
+}
+
+// session finds the session whose id is the only argument of m.
+func (s *server) session(ctx context.Context, m *message) (*entry, error) {
+	var id string
+	if err := godbus.Store(m.Body, &id); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	if e := s.sessions.get(id); e != nil {
+		return e, nil
+	}
+	// It may have been started without the service.
+	if err := s.refresh(ctx); err != nil {
+		return nil, err
+	}
+	if e := s.sessions.get(id); e != nil {
+		return e, nil
+	}
+	return nil, noSuchSession(id)
+}
+
+func noSuchSession(id string) error {
+	return fail.New(fail.NoSuchSession, "see cntrctl sessions", "no session has the id %q", id)
+}
+
+func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
+	if !e.hold() {
+		return noSuchSession(e.ID) // it has just ended
+	}
+	defer e.release()
+	if !e.closing.Swap(true) {
+		s.emit(e.path, propertiesInterface, "PropertiesChanged", sessionInterface,
+			map[string]godbus.Variant{"State": godbus.MakeVariant(e.state())}, []string{})
+	}
+	s.Log.Info("session terminated", "session", e.ID, "machine", e.Machine, "caller", who.uid)
+	return s.Sessions.Terminate(ctx, e.Session)
+}
+
+// refresh takes up sessions that the server did not start itself: those from before it was started,
+// and those of cntr-attach --direct.
+func (s *server) refresh(ctx context.Context) error {
+	running, err := s.Sessions.Running(ctx)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, one := range running {
+		if _, err := s.sessions.add(one); err != nil {
+			_ = one.Close()
+			failed = errors.Join(failed, err)
+		}
+	}
+	if failed != nil {
+		s.Log.Warn("some sessions cannot be taken up", "error", failed)
+	}
+	return nil
+}
+
+var _ Sessions = (*session.Launcher)(nil)
+
+// clean makes any string one that D-Bus can carry: what is run in a machine, and the names there, may
+// hold any bytes.
+func clean(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+func cleanAll(list []string) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = clean(s)
+	}
+	return out
+}

@@ -1,0 +1,170 @@
+package dbus
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+)
+
+// stdio is how the options for the three descriptors are called.
+var stdio = [3]string{"stdin", "stdout", "stderr"}
+
+// parseSpec checks Attach's arguments. The descriptors in the result stay the message's.
+func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (session.Spec, error) {
+	spec := session.Spec{Command: argv}
+	if len(argv) == 0 || argv[0] == "" {
+		return spec, invalid("argv", "it names no command")
+	}
+	used := map[*os.File]bool{}
+	// In order, so that the same mistake always gets the same answer.
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		value := options[name]
+		var err error
+		switch name {
+		case "user":
+			err = storeOption(value, &spec.User)
+			if err == nil && spec.User == "" {
+				err = fmt.Errorf("it is empty")
+			}
+		case "environment":
+			err = storeOption(value, &spec.Env)
+			if err == nil {
+				err = checkEnvironment(spec.Env)
+			}
+		case "working-directory":
+			err = storeOption(value, &spec.Dir)
+			if err == nil && !path.IsAbs(strings.TrimPrefix(spec.Dir, "-")) {
+				err = fmt.Errorf("%q is not an absolute path", spec.Dir)
+			}
+		case "writable":
+			err = storeOption(value, &spec.Writable)
+		case "terminal":
+			err = storeOption(value, &spec.Terminal)
+		case "rows":
+			err = storeOption(value, &spec.Rows)
+		case "columns":
+			err = storeOption(value, &spec.Columns)
+		case "stdin", "stdout", "stderr":
+			i := slices.Index(stdio[:], name)
+			spec.Stdio[i], err = descriptor(m, value, i)
+			used[spec.Stdio[i]] = true
+		default:
+			err = fmt.Errorf("there is no such option")
+		}
+		if err != nil {
+			return spec, invalid("option "+name, "%w", err)
+		}
+	}
+	// With the status pipe the message's own files are more than what the caller sent.
+	for i := range m.fds {
+		if !used[m.files[i]] {
+			return spec, invalid("options", "a descriptor came along that none refers to")
+		}
+	}
+	return spec, completeStdio(&spec, m)
+}
+
+// completeStdio checks that stdio and a terminal are not both asked for, and makes the descriptors that
+// were not given /dev/null.
+func completeStdio(spec *session.Spec, m *message) error {
+	for i, name := range stdio {
+		switch {
+		case spec.Stdio[i] != nil && spec.Terminal:
+			return invalid("option "+name, "it does not go with a terminal")
+		case spec.Stdio[i] == nil && !spec.Terminal:
+			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			m.own(null)
+			spec.Stdio[i] = null
+		}
+	}
+	return nil
+}
+
+// storeOption stores an option's value, if it has the very type that is wanted: godbus on its own
+// converts between all kinds of numbers and texts.
+func storeOption[T string | bool | uint16 | []string | godbus.UnixFD](value godbus.Variant, to *T) error {
+	v, ok := value.Value().(T)
+	if !ok {
+		return fmt.Errorf("it is of type %q, not %q", value.Signature(), godbus.SignatureOf(*to))
+	}
+	*to = v
+	return nil
+}
+
+func checkEnvironment(env []string) error {
+	for _, e := range env {
+		name, _, found := strings.Cut(e, "=")
+		if !found || name == "" {
+			return fmt.Errorf("%q is not NAME=VALUE", e)
+		}
+	}
+	return nil
+}
+
+// descriptor returns the descriptor that an option refers to, checked to be fit for its place.
+func descriptor(m *message, value godbus.Variant, place int) (*os.File, error) {
+	var fd godbus.UnixFD
+	if err := storeOption(value, &fd); err != nil {
+		return nil, err
+	}
+	f := m.file(fd)
+	if f == nil {
+		return nil, fmt.Errorf("it refers to a descriptor that did not come along")
+	}
+	return f, checkStdio(f, place)
+}
+
+// checkStdio accepts pipes and sockets, open for what a command does with its stdin (place 0), stdout
+// or stderr. Above all it refuses terminals: a command that has its caller's terminal can type into it
+// (TIOCSTI). Files and directories are refused because a machine could do more with the descriptor
+// than read or write where it stands.
+func checkStdio(f *os.File, place int) error {
+	conn, err := f.SyscallConn() // not Fd, which would make it blocking for its owner, too
+	if err != nil {
+		return err
+	}
+	var check error
+	err = conn.Control(func(fd uintptr) {
+		var st unix.Stat_t
+		if check = unix.Fstat(int(fd), &st); check != nil {
+			return
+		}
+		if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFIFO && kind != unix.S_IFSOCK {
+			check = fmt.Errorf("it is neither a pipe nor a socket")
+			return
+		}
+		var flags int
+		if flags, check = unix.FcntlInt(fd, unix.F_GETFL, 0); check != nil {
+			return
+		}
+		wanted, verb := unix.O_WRONLY, "writing"
+		if place == 0 {
+			wanted, verb = unix.O_RDONLY, "reading"
+		}
+		mode := flags & unix.O_ACCMODE
+		if flags&unix.O_PATH != 0 || (mode != wanted && mode != unix.O_RDWR) {
+			check = fmt.Errorf("it is not open for %s", verb)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return check
+}
+
+// invalid is the error for an argument, or a part of one, that is not as it should be.
+func invalid(what, format string, args ...any) error {
+	return fail.New(fail.InvalidArgument, "", "invalid %s: %w", what, fmt.Errorf(format, args...))
+}

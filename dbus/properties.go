@@ -1,0 +1,105 @@
+package dbus
+
+import (
+	"context"
+
+	godbus "github.com/godbus/dbus/v5"
+)
+
+// org.freedesktop.DBus.Properties. All properties are read-only.
+
+// properties returns the properties of the object that m calls, for one interface. The standard ones
+// have none.
+func (s *server) properties(m *message, iface string) (map[string]godbus.Variant, error) {
+	path := pathOf(m)
+	if _, known := s.objects.at(path)[iface]; !known && iface != "" {
+		return nil, protocolError("UnknownInterface", "no interface %s at %s", iface, path)
+	}
+	all := map[string]godbus.Variant{}
+	if path == managerPath {
+		if iface == managerInterface || iface == "" {
+			all["Version"] = godbus.MakeVariant(s.Version)
+		}
+		return all, nil
+	}
+	e, err := s.sessionAt(m)
+	if err != nil {
+		return nil, err
+	}
+	if iface == sessionInterface || iface == "" {
+		all = e.properties()
+	}
+	return all, nil
+}
+
+// state is the value of State.
+func (e *entry) state() string {
+	if e.closing.Load() {
+		return "closing"
+	}
+	return "running"
+}
+
+func (e *entry) properties() map[string]godbus.Variant {
+	all := map[string]godbus.Variant{}
+	for name, value := range map[string]any{
+		"Id":        e.ID,
+		"Machine":   clean(e.Machine),
+		"Class":     clean(e.Class),
+		"Service":   clean(e.Service),
+		"Leader":    uint32(e.Leader),
+		"User":      clean(e.User),
+		"Command":   cleanAll(e.Command),
+		"Writable":  e.Writable,
+		"Scope":     e.Scope,
+		"State":     e.state(),
+		"Timestamp": uint64(e.Started.UnixMicro()),
+	} {
+		all[name] = godbus.MakeVariant(value)
+	}
+	return all
+}
+
+func (s *server) getProperty(_ context.Context, _ caller, m *message) ([]any, error) {
+	var iface, name string
+	if err := godbus.Store(m.Body, &iface, &name); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	all, err := s.properties(m, iface)
+	if err != nil {
+		return nil, err
+	}
+	value, known := all[name]
+	if !known {
+		return nil, protocolError("UnknownProperty", "no property %s at %s", name, pathOf(m))
+	}
+	return []any{value}, nil
+}
+
+func (s *server) getProperties(_ context.Context, _ caller, m *message) ([]any, error) {
+	var iface string
+	if err := godbus.Store(m.Body, &iface); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	all, err := s.properties(m, iface)
+	if err != nil {
+		return nil, err
+	}
+	return []any{all}, nil
+}
+
+func (s *server) setProperty(_ context.Context, _ caller, m *message) ([]any, error) {
+	var iface, name string
+	var value godbus.Variant
+	if err := godbus.Store(m.Body, &iface, &name, &value); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	all, err := s.properties(m, iface)
+	if err != nil {
+		return nil, err
+	}
+	if _, known := all[name]; !known {
+		return nil, protocolError("UnknownProperty", "no property %s at %s", name, pathOf(m))
+	}
+	return nil, protocolError("PropertyReadOnly", "property %s is read-only", name)
+}

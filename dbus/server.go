@@ -1,0 +1,321 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+)
+
+const (
+	// callTimeout bounds every call. Clients wait for 25 s as a rule.
+	callTimeout = 20 * time.Second
+	// startTimeout bounds what happens before the service is ready, and its farewell to the bus.
+	startTimeout = 20 * time.Second
+	// maxCalls bounds the calls that are being answered at a time. The next one is refused.
+	maxCalls = 512
+)
+
+// Sessions starts sessions, finds those that run, and ends them: [session.Launcher].
+type Sessions interface {
+	Start(context.Context, *machine.Machine, session.Spec) (*session.Session, error)
+	Running(context.Context) ([]*session.Session, error)
+	Terminate(context.Context, *session.Session) error
+}
+
+// Machines finds and lists machines: [machine.Registry].
+type Machines interface {
+	Resolve(ctx context.Context, name string) (*machine.Machine, error)
+	List(context.Context) ([]machine.Info, error)
+}
+
+// Config is what a server needs.
+type Config struct {
+	Machines    Machines
+	Sessions    Sessions
+	Version     string
+	IdleTimeout time.Duration // after which a server that has nothing to do ends; 0 is never
+	Log         *slog.Logger
+	Notify      func(state string) // tells the service manager, see sd_notify(3)
+}
+
+// server is org.cntr.Attach1.
+type server struct {
+	Config
+	conn     *conn
+	sessions *sessionTable
+	objects  objects
+
+	mu      sync.Mutex
+	calls   int           // being answered
+	idle    time.Time     // since when there is nothing to do, if there is
+	drained chan struct{} // closed when calls is 0, once someone waits for that
+}
+
+// Serve answers calls until ctx is cancelled or there was nothing to do for the idle timeout, both of
+// which end it in good order, with nil. Sessions go on, whatever becomes of it.
+func Serve(ctx context.Context, config Config) error {
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	c, err := connect(starting)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	s := &server{Config: config, conn: c, objects: newObjects(), idle: time.Now()}
+	s.sessions, err = newSessionTable(s.sessionNew, s.sessionRemoved)
+	if err != nil {
+		return err
+	}
+	defer s.sessions.close()
+
+	ended := make(chan error, 1)
+	go func() { ended <- c.read(s.begin) }()
+	if err := s.start(starting); err != nil {
+		return err
+	}
+	s.Notify("READY=1\nSTATUS=" + s.status())
+	again, err := s.wait(ctx, ended)
+	if err != nil {
+		return err
+	}
+	return s.stop(again)
+}
+
+// start says Hello, finds the sessions of an earlier server, and takes the name, in this order: the bus
+// holds back calls to an activated service until it has its name.
+func (s *server) start(ctx context.Context) error {
+	var unique string
+	if err := s.conn.call(ctx, "Hello", nil, &unique); err != nil {
+		return err
+	}
+	if err := s.refresh(ctx); err != nil {
+		return fmt.Errorf("finding the running sessions: %w", err)
+	}
+	var result uint32
+	args := []any{Name, uint32(godbus.NameFlagDoNotQueue)}
+	if err := s.conn.call(ctx, "RequestName", args, &result); err != nil {
+		return fmt.Errorf("taking the name %s: %w", Name, err)
+	}
+	if godbus.RequestNameReply(result) != godbus.RequestNameReplyPrimaryOwner {
+		return fmt.Errorf("the name %s is taken: another cntr-attachd runs", Name)
+	}
+	return nil
+}
+
+// wait returns when the server is to stop; again is true if it may be needed again soon.
+func (s *server) wait(ctx context.Context, ended <-chan error) (again bool, err error) {
+	timer := time.NewTimer(s.IdleTimeout)
+	if s.IdleTimeout == 0 {
+		timer.Stop()
+	}
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case err := <-ended:
+			return false, err
+		case <-timer.C:
+			left := s.idleLeft()
+			if left <= 0 {
+				return true, nil
+			}
+			timer.Reset(left)
+		}
+	}
+}
+
+// idleLeft returns how long there must be nothing to do until the server may end.
+func (s *server) idleLeft() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.calls > 0 || s.sessions.count() > 0 {
+		return s.IdleTimeout
+	}
+	return time.Until(s.idle.Add(s.IdleTimeout))
+}
+
+// stop ends the service without losing a call. STOPPING=1 makes systemd regard the service as being
+// stopped, so that a start that the bus asks for from now on waits for our end and then starts it
+// anew. With the name released such a start is what every later call leads to. What came before has
+// been read by the time the bus confirms the release, and is still answered.
+//
+// A session may have been started by one of these last calls. Then somebody will want to hear of its
+// end, and a new server takes over.
+func (s *server) stop(again bool) error {
+	s.Notify("STOPPING=1\nSTATUS=Stopping…")
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	var result uint32
+	if err := s.conn.call(ctx, "ReleaseName", []any{Name}, &result); err != nil {
+		return fmt.Errorf("releasing the name %s: %w", Name, err)
+	}
+	select {
+	case <-s.whenDrained():
+	case <-ctx.Done():
+		return errors.New("gave up waiting for the last calls to be answered")
+	}
+	if again && s.sessions.count() > 0 {
+		m := busCall("StartServiceByName", []any{Name, uint32(0)})
+		m.Flags = godbus.FlagNoReplyExpected
+		if _, err := s.conn.send(m, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin is called for each call that arrives, in order, and owns it.
+func (s *server) begin(m *message) {
+	s.mu.Lock()
+	s.calls++
+	busy := s.calls > maxCalls
+	s.mu.Unlock()
+	if busy {
+		s.finish(m, nil, protocolError("LimitsExceeded", "too many calls at a time"))
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		body, err := s.answer(ctx, m)
+		s.finish(m, body, err)
+	}()
+}
+
+// finish answers a call and lets go of it.
+func (s *server) finish(m *message, body []any, err error) {
+	defer s.end()
+	defer m.close()
+	if err != nil {
+		reply, internal := encodeError(err)
+		if internal {
+			s.Log.Error("call failed", "member", member(m), "sender", sender(m), "error", err)
+		}
+		err = s.conn.refuse(m, reply)
+	} else {
+		err = s.conn.reply(m, body)
+	}
+	if err != nil {
+		s.Log.Warn("cannot answer", "member", member(m), "sender", sender(m), "error", err)
+	}
+}
+
+func (s *server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls--
+	s.idle = time.Now()
+	if s.calls == 0 && s.drained != nil {
+		close(s.drained)
+		s.drained = nil
+	}
+}
+
+// whenDrained returns a channel that is closed when all calls have been answered.
+func (s *server) whenDrained() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ch := make(chan struct{})
+	if s.calls == 0 {
+		close(ch)
+	} else {
+		s.drained = ch
+	}
+	return ch
+}
+
+// answer finds the method and calls it. A panic is the caller's failed call and a line in the journal,
+// not the end of the service.
+func (s *server) answer(ctx context.Context, m *message) (body []any, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	if m.truncated {
+		return nil, protocolError("LimitsExceeded", "too many open files")
+	}
+	method, err := s.lookup(m)
+	if err != nil {
+		return nil, err
+	}
+	caller, err := s.caller(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := method.permits(caller, m); err != nil {
+		return nil, err
+	}
+	if len(m.files) > method.files {
+		return nil, protocolError("InvalidArgs", "%s takes %d descriptors at most, not %d",
+			member(m), method.files, len(m.files))
+	}
+	signature, _ := m.Headers[godbus.FieldSignature].Value().(godbus.Signature)
+	if got := signature.String(); got != method.in {
+		return nil, protocolError("InvalidArgs", "%s takes arguments of type %q, not %q", member(m), method.in, got)
+	}
+	return method.call(s, ctx, caller, m)
+}
+
+// caller is who has sent a message, as the bus knows it.
+type caller struct {
+	name string // unique name on the bus
+	uid  uint32
+}
+
+// caller asks the bus for the identity of who sent m. It is that of the moment when they connected:
+// nothing that they do later changes it, and their unique name is never used again.
+func (s *server) caller(ctx context.Context, m *message) (caller, error) {
+	c := caller{name: sender(m)}
+	err := s.conn.call(ctx, "GetConnectionUnixUser", []any{c.name}, &c.uid)
+	return c, err
+}
+
+func (s *server) status() string {
+	switch n := s.sessions.count(); n {
+	case 0:
+		return "No sessions"
+	case 1:
+		return "1 session"
+	default:
+		return fmt.Sprintf("%d sessions", n)
+	}
+}
+
+func (s *server) sessionNew(e *entry) {
+	s.emit(managerPath, managerInterface, "SessionNew", e.ID, e.path)
+	s.Notify("STATUS=" + s.status())
+}
+
+func (s *server) sessionRemoved(e *entry) {
+	s.mu.Lock()
+	s.idle = time.Now()
+	s.mu.Unlock()
+	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path)
+	s.Notify("STATUS=" + s.status())
+}
+
+// emit sends a signal. Those who miss one can ask.
+func (s *server) emit(path godbus.ObjectPath, iface, member string, body ...any) {
+	if err := s.conn.emit(path, iface, member, body...); err != nil {
+		s.Log.Warn("cannot emit signal", "member", member, "error", err)
+	}
+}
+
+func member(m *message) string { return header(m, godbus.FieldMember) }
+func sender(m *message) string { return header(m, godbus.FieldSender) }
+
+func header(m *message, field godbus.HeaderField) string {
+	v, _ := m.Headers[field].Value().(string)
+	return v
+}
