@@ -47,14 +47,18 @@ func detached(fstype string, attributes int, options ...option) (*os.File, error
 //
 // The superblock belongs to the host's user namespace, whatever the machine's: it may hand files to
 // every user (allow_other), the kernel checks permissions by the attributes served (default_permissions),
-// and devices in the tree cannot be opened.
-func MountFUSE() (device, mount *os.File, err error) {
+// and devices in the tree cannot be opened. Unless writable, the kernel refuses changes by itself.
+func MountFUSE(writable bool) (device, mount *os.File, err error) {
 	device, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, fail.New(fail.NotSupported, "load it with modprobe fuse, or give this container the device",
 			"FUSE is not available here: %w", err)
 	}
-	mount, err = detached("fuse", unix.MOUNT_ATTR_NODEV,
+	attributes := unix.MOUNT_ATTR_NODEV
+	if !writable {
+		attributes |= unix.MOUNT_ATTR_RDONLY
+	}
+	mount, err = detached("fuse", attributes,
 		option{"source", "cntr"},
 		option{"subtype", "cntr"},
 		option{"fd", strconv.Itoa(int(device.Fd()))},
@@ -74,6 +78,7 @@ func MountFUSE() (device, mount *os.File, err error) {
 // host's nor the machine's (CVE-2025-52565 and its kin trusted the machine's). The ids are the host's.
 func MountTerminals(ttyGID uint32) (*os.File, error) {
 	return detached("devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC,
+		option{"source", "devpts"},
 		option{"gid", strconv.FormatUint(uint64(ttyGID), 10)},
 		option{"mode", "620"},
 		option{"ptmxmode", "666"})
@@ -81,13 +86,13 @@ func MountTerminals(ttyGID uint32) (*os.File, error) {
 
 // MountMemory makes a detached, empty tmpfs with the given mode for its root, "1777".
 func MountMemory(mode string) (*os.File, error) {
-	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, option{"mode", mode})
+	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, option{"source", "tmpfs"}, option{"mode", mode})
 }
 
 // MountDevices makes a detached /dev with the devices that a container has (OCI runtime
 // specification, 'Default Devices'), for a machine that has none.
 func MountDevices() (_ *os.File, err error) {
-	dev, err := detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, option{"mode", "755"})
+	dev, err := detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, option{"source", "tmpfs"}, option{"mode", "755"})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+)
+
+// attached is a session of this command's.
+type attached struct {
+	terminal *os.File // nil if it has pipes
+	status   *os.File
+}
+
+// attach runs the session and returns the exit status.
+func attach(ctx context.Context, o *options) (int, error) {
+	interactive := o.pty || (!o.pipe && isTerminal(os.Stdin) && isTerminal(os.Stdout))
+	want := session.Spec{
+		Command: o.argv(), Env: o.environment(), Dir: o.workingDirectory(), User: o.user,
+		Writable: o.writable, Terminal: interactive,
+	}
+	var streams *pipes
+	if interactive {
+		want.Rows, want.Columns = size(os.Stdout)
+	} else {
+		var err error
+		if streams, err = newPipes(); err != nil {
+			return 0, err
+		}
+		want.Stdio = streams.theirs
+	}
+	s, err := begin(ctx, o, want)
+	if err != nil {
+		return 0, err
+	}
+	if interactive {
+		if err := converse(s.terminal); err != nil {
+			if errors.Is(err, errLeft) {
+				o.tell("\r\nleft %s", o.machine)
+				return 0, nil // our descriptors go with us, and the session with them
+			}
+			return 0, err
+		}
+		return o.finish(session.ReadStatus(s.status))
+	}
+	streams.copy()
+	end := session.ReadStatus(s.status)
+	streams.drain()
+	return o.finish(end)
+}
+
+// finish turns the end of the session into an exit status.
+func (o *options) finish(end session.Status) (int, error) {
+	if end.Error != nil {
+		return 0, end.Error
+	}
+	if end.Terminated {
+		o.tell("the session was terminated")
+	}
+	return end.ExitCode(), nil
+}
+
+// tell prints a message that is no error.
+func (o *options) tell(format string, args ...any) {
+	if !o.quiet {
+		fmt.Fprintf(os.Stderr, "cntr-attach: "+format+"\n", args...)
+	}
+}
+
+// begin starts the session, through the service if that can be reached.
+func begin(ctx context.Context, o *options, want session.Spec) (*attached, error) {
+	if o.direct {
+		return startDirectly(ctx, o.machine, want)
+	}
+	client, err := dbus.Connect(ctx)
+	if fail.Is(err, fail.NotSupported) && unix.Geteuid() == 0 {
+		o.tell("%v; going on without the service", err)
+		return startDirectly(ctx, o.machine, want)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
+		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
+		Writable: want.Writable, Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
+		Stdin: want.Stdio[0], Stdout: want.Stdio[1], Stderr: want.Stdio[2],
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &attached{terminal: s.Terminal, status: s.Status}, nil
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/engine"
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/nspawn"
+	"github.com/cntr-attach/cntr-attach/units"
+)
+
+// startDirectly starts a session without the service. The session process is this program again.
+func startDirectly(ctx context.Context, name string, want session.Spec) (*attached, error) {
+	if unix.Geteuid() != 0 {
+		return nil, fail.New(fail.AccessDenied, "use sudo, or ask the service (leave out --direct)",
+			"--direct is for root only")
+	}
+	machined := &nspawn.Resolver{}
+	defer machined.Close()
+	resolvers := machine.Registry{engine.Process{}, machined}
+	m, err := resolvers.Resolve(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+
+	// A system without systemd has no scopes, and needs none.
+	systemd, err := units.Connect(ctx)
+	if err == nil {
+		defer systemd.Close()
+	}
+	launcher, err := session.NewLauncher("/proc/self/exe", systemd)
+	if err != nil {
+		return nil, err
+	}
+	defer launcher.Close()
+
+	status, end, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	want.Status = end
+	s, err := launcher.Start(ctx, m, want)
+	_ = end.Close()
+	if err != nil {
+		_ = status.Close()
+		return nil, err
+	}
+	return &attached{terminal: s.Terminal, status: status}, nil
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+const usage = `cntr-attach [OPTIONS…] MACHINE [COMMAND [ARG…]]
+
+Run COMMAND (or a shell) in a running container, with the tools of this host.
+The container's own root directory is at /var/lib/cntr.
+
+MACHINE is a name that machinectl lists, or pid:N for the container that
+process N is in; nspawn:NAME and so on if a name is not unique.
+
+  -u, --user=USER          Be USER of the machine, by name or number [root]
+  -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
+      --chdir=DIR          Start in DIR [this directory, if it is there; else /]
+      --writable           Allow writing to the tools, the host's own files
+  -t, --pty                Give COMMAND a terminal even if this is none
+  -P, --pipe               Give COMMAND pipes even if this is a terminal
+      --direct             Without the service, the bus and systemd (root only)
+  -q, --quiet              No messages but errors
+  -h, --help               Show this
+      --version            Show the version
+
+In a terminal, press ^] three times within a second to leave.
+Exit status: COMMAND's own; 128+N if signal N killed it; 125 if cntr-attach
+failed; 126 if COMMAND cannot be run; 127 if it is not found.
+`
+
+type options struct {
+	machine  string
+	command  []string // empty: a shell
+	user     string
+	env      []string // NAME=VALUE
+	dir      string   // empty: as the caller
+	writable bool
+	pty      bool
+	pipe     bool
+	direct   bool
+	quiet    bool
+	help     bool
+	version  bool
+}
+
+func parseOptions(args []string) (*options, error) {
+	o := &options{}
+	var setenv []string
+	f := pflag.NewFlagSet("cntr-attach", pflag.ContinueOnError)
+	f.SetInterspersed(false) // what comes after MACHINE is COMMAND's
+	f.Usage = func() {}
+	f.StringVarP(&o.user, "user", "u", "", "")
+	f.StringArrayVarP(&setenv, "setenv", "E", nil, "")
+	f.StringVar(&o.dir, "chdir", "", "")
+	f.BoolVar(&o.writable, "writable", false, "")
+	f.BoolVarP(&o.pty, "pty", "t", false, "")
+	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
+	f.BoolVar(&o.direct, "direct", false, "")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "")
+	f.BoolVarP(&o.help, "help", "h", false, "")
+	f.BoolVar(&o.version, "version", false, "")
+
+	const hint = "cntr-attach --help shows the options; they come before MACHINE"
+	if err := f.Parse(args); err != nil {
+		return nil, fail.New(fail.InvalidArgument, hint, "%w", err)
+	}
+	if o.help || o.version {
+		return o, nil
+	}
+	if f.NArg() == 0 {
+		return nil, fail.New(fail.InvalidArgument, "machinectl list shows the names; cntr-attach --help the options",
+			"which machine?")
+	}
+	if o.pty && o.pipe {
+		return nil, fail.New(fail.InvalidArgument, hint, "--pty and --pipe exclude each other")
+	}
+	o.machine, o.command = f.Arg(0), f.Args()[1:]
+	if len(o.command) > 0 && o.command[0] == "--" {
+		o.command = o.command[1:]
+	}
+	if o.dir != "" && !filepath.IsAbs(o.dir) {
+		return nil, fail.New(fail.InvalidArgument, "give an absolute path", "--chdir=%s is not absolute", o.dir)
+	}
+	for _, v := range setenv {
+		name, _, set := strings.Cut(v, "=")
+		if name == "" {
+			return nil, fail.New(fail.InvalidArgument, "it takes NAME=VALUE, or the NAME of a variable that is set",
+				"--setenv=%s has no name", v)
+		}
+		if !set {
+			value, ok := os.LookupEnv(name)
+			if !ok {
+				return nil, fail.New(fail.InvalidArgument, "give it a value: --setenv="+name+"=VALUE",
+					"--setenv=%s: the variable is not set here", name)
+			}
+			v = name + "=" + value
+		}
+		o.env = append(o.env, v)
+	}
+	return o, nil
+}
+
+// inherited are the variables of the caller that a command gets: those about the person at the terminal
+// and the tools, none about the host.
+var inherited = []string{
+	"PATH", "HOME", "SHELL", "TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE",
+	"EDITOR", "VISUAL", "PAGER", "LESS", "LS_COLORS",
+}
+
+// environment returns what of the caller's environment a command gets, and what -E asks for.
+func (o *options) environment() []string {
+	var env []string
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		keep := strings.HasPrefix(name, "LC_")
+		for _, i := range inherited {
+			keep = keep || name == i
+		}
+		if name == "HOME" && o.user != "" {
+			keep = false // it is somebody else's
+		}
+		if keep {
+			env = append(env, v)
+		}
+	}
+	return append(env, o.env...)
+}
+
+// argv returns the command, or the caller's shell.
+func (o *options) argv() []string {
+	if len(o.command) > 0 {
+		return o.command
+	}
+	if shell := os.Getenv("SHELL"); filepath.IsAbs(shell) {
+		return []string{shell}
+	}
+	return []string{"/bin/sh"}
+}
+
+// workingDirectory returns where to start. The caller's own directory is only a wish.
+func (o *options) workingDirectory() string {
+	if o.dir != "" {
+		return o.dir
+	}
+	if dir, err := os.Getwd(); err == nil && filepath.IsAbs(dir) {
+		return "-" + dir
+	}
+	return "/"
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+func TestParseOptions(t *testing.T) {
+	t.Setenv("PASSED", "on")
+	for _, test := range []struct {
+		args string
+		want options
+	}{
+		{"web", options{machine: "web", command: []string{}}},
+		{"web gdb -p 1", options{machine: "web", command: []string{"gdb", "-p", "1"}}},
+		{"web -- gdb -p 1", options{machine: "web", command: []string{"gdb", "-p", "1"}}},
+		{"-q web ls --help -q", options{machine: "web", quiet: true, command: []string{"ls", "--help", "-q"}}},
+		{"-- web ls", options{machine: "web", command: []string{"ls"}}},
+		{"-E A=b=c -E PASSED --chdir=/x -u app -t --writable web", options{
+			machine: "web", env: []string{"A=b=c", "PASSED=on"}, dir: "/x", user: "app", pty: true, writable: true,
+			command: []string{},
+		}},
+		{"--help", options{help: true}},
+		{"--version", options{version: true}},
+	} {
+		got, err := parseOptions(strings.Fields(test.args))
+		if err != nil {
+			t.Errorf("%q: %v", test.args, err)
+		} else if !reflect.DeepEqual(*got, test.want) {
+			t.Errorf("%q:\ngot  %+v\nwant %+v", test.args, *got, test.want)
+		}
+	}
+}
+
+func TestParseOptionsRefuses(t *testing.T) {
+	for _, test := range []struct{ args, message string }{
+		{"", "which machine?"},
+		{"--nonsense web", "unknown flag: --nonsense"},
+		{"-t -P web", "exclude each other"},
+		{"--chdir=x web", "--chdir=x is not absolute"},
+		{"-E =x web", "has no name"},
+		{"-E NOT_SET_HERE web", "the variable is not set"},
+	} {
+		_, err := parseOptions(strings.Fields(test.args))
+		if !fail.Is(err, fail.InvalidArgument) || !strings.Contains(err.Error(), test.message) {
+			t.Errorf("%q: got %v, want %q", test.args, err, test.message)
+		} else if fail.From(err).Hint == "" {
+			t.Errorf("%q: no hint", test.args)
+		}
+	}
+}
+
+func TestUsageFitsAScreen(t *testing.T) {
+	lines := strings.Split(usage, "\n")
+	if len(lines) > 24 {
+		t.Errorf("the usage has %d lines", len(lines))
+	}
+	for _, l := range lines {
+		if len([]rune(l)) > 80 {
+			t.Errorf("too wide: %q", l)
+		}
+	}
+}
+
+func TestEnvironmentPassesNothingOfTheHost(t *testing.T) {
+	t.Setenv("HISTFILE", "/root/.history")
+	t.Setenv("LD_PRELOAD", "")
+	t.Setenv("LC_ALL", "C.UTF-8")
+	t.Setenv("HOME", "/root")
+	o := &options{user: "app", env: []string{"A=b"}}
+	env := strings.Join(o.environment(), "\n") + "\n"
+	for _, not := range []string{"HISTFILE=", "LD_PRELOAD=", "HOME="} {
+		if strings.Contains(env, not) {
+			t.Errorf("%s is passed on", not)
+		}
+	}
+	for _, want := range []string{"LC_ALL=C.UTF-8\n", "A=b\n"} {
+		if !strings.Contains(env, want) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+}

@@ -1,0 +1,41 @@
+package session
+
+import (
+	"slices"
+	"strings"
+)
+
+// defaultPath is for callers who have no PATH: what Debian and Fedora give root.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment returns the command's environment and the directories of its PATH. What the caller set
+// stays, but for the user: it is somebody of the machine.
+func environment(r request, a account) (env, path []string) {
+	vars := map[string]string{
+		"PATH":  defaultPath,
+		"HOME":  a.home,
+		"SHELL": "/bin/sh",
+	}
+	if r.Terminal {
+		vars["TERM"] = "linux"
+		// For shells that read no file that knows /etc/debian_chroot.
+		mark := "$ "
+		if a.uid == 0 {
+			mark = "# "
+		}
+		vars["PS1"] = "(" + promptName(r.Info.Machine) + ") " + mark
+	}
+	for _, v := range r.Env {
+		if name, value, ok := strings.Cut(v, "="); ok {
+			vars[name] = value
+		}
+	}
+	vars["USER"] = a.name
+	vars["LOGNAME"] = a.name
+	vars["CNTR_MACHINE"] = r.Info.Machine
+	for name, value := range vars {
+		env = append(env, name+"="+value)
+	}
+	slices.Sort(env)
+	return env, strings.Split(vars["PATH"], ":")
+}

@@ -1,0 +1,232 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/units"
+)
+
+// Slice holds the scopes of all sessions, so that an admin can limit them together.
+const Slice = "cntr.slice"
+
+// Launcher starts session processes.
+type Launcher struct {
+	program *os.File // sealed copy of the program that becomes a session
+	systemd *units.Systemd
+}
+
+// NewLauncher prepares to start sessions with the program at path. With systemd nil, sessions get no
+// scope. The caller keeps systemd.
+func NewLauncher(path string, systemd *units.Systemd) (*Launcher, error) {
+	program, err := sealProgram(path)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the session program: %w", err)
+	}
+	return &Launcher{program: program, systemd: systemd}, nil
+}
+
+// Close lets go of the program.
+func (l *Launcher) Close() error { return l.program.Close() }
+
+// Start starts a session in m, which stays the caller's. It returns once the command has been executed,
+// or with the reason why it could not be; then nothing of the session is left.
+func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ *Session, err error) {
+	if len(spec.Command) == 0 {
+		return nil, fail.New(fail.InvalidArgument, "", "no command was given")
+	}
+	info := Info{
+		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID, User: spec.User,
+		Command: abridged(spec.Command), Writable: spec.Writable, Started: time.Now(),
+	}
+	if info.User == "" {
+		info.User = "root"
+	}
+	s := &Session{Info: info}
+	control, err := l.spawn(s, m, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	defer func() {
+		if err != nil {
+			_ = unix.PidfdSendSignal(int(s.Process.File.Fd()), unix.SIGKILL, nil, 0) // it may have ended
+			closeAll(s.Process.File, s.Terminal)
+		}
+	}()
+	// A call that is cancelled must not wait for a session process that hangs.
+	defer context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Now()) })()
+
+	lines := json.NewEncoder(control)
+	req := request{
+		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Terminal: spec.Terminal,
+		Rows: spec.Rows, Columns: spec.Columns, Scope: l.systemd != nil,
+	}
+	if err := lines.Encode(req); err != nil {
+		return nil, fmt.Errorf("talking to the session process: %w", err)
+	}
+	if l.systemd != nil {
+		if err := l.scope(ctx, s, m); err != nil {
+			return nil, err
+		}
+	}
+	if err := lines.Encode(proceed{}); err != nil {
+		return nil, fmt.Errorf("talking to the session process: %w", err)
+	}
+	s.Terminal, err = receiveReply(control)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("starting the session: %w", ctx.Err())
+	}
+	return s, err
+}
+
+// spawn starts the session process. It fills in s's process and returns the control socket.
+func (l *Launcher) spawn(s *Session, m *machine.Machine, spec Spec) (*net.UnixConn, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	pidfd := -1
+	cmd := &exec.Cmd{
+		Path:   fmt.Sprintf("/proc/self/fd/%d", l.program.Fd()),
+		Args:   s.arguments(),
+		Dir:    "/",
+		Env:    []string{"GOTRACEBACK=single"},
+		Stderr: os.Stderr,
+		// In the order of fdControl and its siblings.
+		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if !spec.Terminal {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, spec.Stdio[:]...)
+	}
+	if err := cmd.Start(); err != nil {
+		closeAll(ours)
+		return nil, fmt.Errorf("starting the session process: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // its exit status tells nothing that the status pipe does not
+	s.PID = cmd.Process.Pid
+	s.Process = &machine.Leader{PID: s.PID, File: os.NewFile(uintptr(pidfd), "pidfd")}
+	conn, err := net.FileConn(ours)
+	closeAll(ours)
+	if err != nil {
+		return nil, fmt.Errorf("the control socket: %w", err)
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
+}
+
+func (l *Launcher) scope(ctx context.Context, s *Session, m *machine.Machine) error {
+	s.Scope = units.ScopeName(m.Name, s.ID)
+	_, err := l.systemd.StartScope(ctx, units.Scope{
+		Name:        s.Scope,
+		Description: fmt.Sprintf("Session in %s as %s: %s", s.Machine, s.User, strings.Join(s.Command, " ")),
+		Slice:       Slice,
+		PIDFD:       s.Process.File,
+		PID:         s.PID,
+	})
+	if err != nil {
+		return fmt.Errorf("making the session's scope: %w", err)
+	}
+	return nil
+}
+
+// newID returns 8 hexadecimal digits.
+func newID() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails (package crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+// abridged returns a command line short enough to be repeated wherever sessions are listed.
+func abridged(command []string) []string {
+	const most = 1024 // bytes
+	var short []string
+	left := most
+	for _, arg := range command {
+		if len(arg) > left {
+			return append(short, strings.ToValidUTF8(arg[:left], "")+"…")
+		}
+		short = append(short, arg)
+		left -= len(arg)
+	}
+	return short
+}
+
+// arguments is the session process's own command line. It is where a session is described: it is there
+// as long as the session is, survives the service, and can be read by ps.
+func (i *Info) arguments() []string {
+	return append([]string{
+		programName,
+		"--id=" + i.ID,
+		"--machine=" + i.Machine,
+		"--class=" + i.Class,
+		"--service=" + i.Service,
+		"--leader=" + strconv.Itoa(i.Leader),
+		"--user=" + i.User,
+		"--writable=" + strconv.FormatBool(i.Writable),
+		"--started=" + i.Started.Format(time.RFC3339Nano),
+		"--",
+	}, i.Command...)
+}
+
+// parseArguments is the reverse of arguments.
+func parseArguments(args []string) (Info, error) {
+	var i Info
+	if len(args) == 0 || args[0] != programName {
+		return i, errors.New("not a session process")
+	}
+	var err error
+	for n, arg := range args[1:] {
+		if arg == "--" {
+			i.Command = args[n+2:]
+			return i, nil
+		}
+		name, value, _ := strings.Cut(arg, "=")
+		switch name {
+		case "--id":
+			i.ID = value
+		case "--machine":
+			i.Machine = value
+		case "--class":
+			i.Class = value
+		case "--service":
+			i.Service = value
+		case "--leader":
+			i.Leader, err = strconv.Atoi(value)
+		case "--user":
+			i.User = value
+		case "--writable":
+			i.Writable, err = strconv.ParseBool(value)
+		case "--started":
+			i.Started, err = time.Parse(time.RFC3339Nano, value)
+		}
+		if err != nil {
+			return i, fmt.Errorf("session argument %q: %w", arg, err)
+		}
+	}
+	return i, errors.New("a session process without a command")
+}

@@ -1,0 +1,83 @@
+package session
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestArgumentsRoundTrip(t *testing.T) {
+	want := Info{
+		ID: "1f2e3d4c", Machine: "nspawn:web", Class: "container", Service: "systemd-nspawn", Leader: 4711,
+		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true,
+		Started: time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC),
+	}
+	got, err := parseArguments(want.arguments())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestParseArgumentsRefuses(t *testing.T) {
+	for _, args := range [][]string{
+		nil,
+		{"bash"},
+		{programName},
+		{programName, "--id=1"},
+		{programName, "--leader=x", "--", "sh"},
+		{programName, "--started=yesterday", "--", "sh"},
+	} {
+		if info, err := parseArguments(args); err == nil {
+			t.Errorf("%q gave %+v", args, info)
+		}
+	}
+}
+
+func TestAbridged(t *testing.T) {
+	if got := abridged([]string{"ls", "-l"}); !reflect.DeepEqual(got, []string{"ls", "-l"}) {
+		t.Errorf("a short command was changed: %q", got)
+	}
+	long := abridged([]string{"sh", "-c", strings.Repeat("ä", 5000), "more"})
+	if n := len(strings.Join(long, " ")); n > 1100 || len(long) != 3 || !strings.HasSuffix(long[2], "ä…") {
+		t.Errorf("%d bytes are left of a long command, in %d arguments", n, len(long))
+	}
+}
+
+func TestPromptNameHasNothingForAShellToRun(t *testing.T) {
+	if got := promptName("nspawn:a$(reboot)`x`\\u.b-1"); got != "nspawn:a__reboot__x__u.b-1" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	for _, test := range []struct {
+		line string
+		code int
+	}{
+		{`{"exit":7}`, 7},
+		{`{"exit":0,"signal":9}`, 137},
+		{`{"error":{"code":"NotRunning","message":"machine \"web\" has stopped"}}`, 125},
+		{``, 125},
+		{`{"exit":`, 125},
+	} {
+		if got := ReadStatus(strings.NewReader(test.line)).ExitCode(); got != test.code {
+			t.Errorf("%q: got %d, want %d", test.line, got, test.code)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	env, path := environment(request{
+		Env: []string{"PATH=/a:/b", "X=1", "X=2", "USER=me", "junk"}, Info: Info{Machine: "nspawn:web"},
+	}, account{name: "app", uid: 7, home: "/srv"})
+	want := []string{
+		"CNTR_MACHINE=nspawn:web", "HOME=/srv", "LOGNAME=app", "PATH=/a:/b", "SHELL=/bin/sh", "USER=app", "X=2",
+	}
+	if !reflect.DeepEqual(env, want) || !reflect.DeepEqual(path, []string{"/a", "/b"}) {
+		t.Errorf("got %q, %q; want %q", env, path, want)
+	}
+}

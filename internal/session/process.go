@@ -1,0 +1,361 @@
+package session
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/fuse"
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/ns"
+)
+
+// IsProcess reports whether this process was started to become a session process. If so, main calls
+// [Main] and nothing else.
+func IsProcess() bool { return os.Args[0] == programName }
+
+// process is what a session process holds.
+type process struct {
+	request  request
+	control  *net.UnixConn
+	lines    *json.Decoder // on control
+	leader   *machine.Leader
+	status   *os.File
+	stdio    [3]*os.File
+	members  *members
+	account  account
+	tree     *tree
+	fs       *fuse.FileSystem
+	served   chan error // what the file system's Serve returned
+	mount    *os.File   // the file system's, detached
+	master   *os.File
+	terminal *os.File
+}
+
+// Main is a session process's whole life. It returns the exit status. The calling goroutine must be
+// locked to the main thread: the children are told of that thread's death.
+func Main() int {
+	if err := harden(); err != nil {
+		fmt.Fprintf(os.Stderr, "cntr-session: %v\n", err)
+		return 1
+	}
+	p, err := inherit()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "cntr-session: %v\n", err)
+		return 1
+	}
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	reaper, err := p.start()
+	if errReply := sendReply(p.control, err, p.master); err == nil && errReply != nil {
+		err = errReply // the launcher is gone, and nobody holds this session
+	}
+	closeAll(p.master) // the client's now: when it closes it, the terminal hangs up
+	_ = p.control.Close()
+	if err != nil {
+		if reaper != nil {
+			p.end(reaper)
+		}
+		p.close()
+		return 1
+	}
+	s := p.wait(reaper, terminate)
+	if err := s.write(p.status); err != nil && !errors.Is(err, unix.EPIPE) {
+		fmt.Fprintf(os.Stderr, "cntr-session: telling the session's status: %v\n", err)
+	}
+	p.close()
+	return 0
+}
+
+// harden makes the process opaque to others, machines above all (CVE-2016-9962), and drops what the command
+// must not inherit (CVE-2022-29162).
+func harden() error {
+	// The name tells the session process from its reaper; an executed memfd has the descriptor's number.
+	if err := os.WriteFile("/proc/self/comm", []byte(programName), 0); err != nil {
+		return fmt.Errorf("setting the process name: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("becoming undumpable: %w", err)
+	}
+	return ns.DropInheritable()
+}
+
+// inherit takes over the descriptors and reads the request.
+func inherit() (*process, error) {
+	p := &process{served: make(chan error, 1)}
+	file := func(fd int, name string) *os.File {
+		unix.CloseOnExec(fd)
+		return os.NewFile(uintptr(fd), name)
+	}
+	control := file(fdControl, "control")
+	conn, err := net.FileConn(control)
+	closeAll(control)
+	if err != nil {
+		return nil, fmt.Errorf("a session process is started by cntr-attach or cntr-attachd only (%w)", err)
+	}
+	p.control = conn.(*net.UnixConn)
+	p.lines = json.NewDecoder(p.control)
+	if err := p.lines.Decode(&p.request); err != nil {
+		return nil, fmt.Errorf("reading the request: %w", err)
+	}
+	p.leader = &machine.Leader{PID: p.request.Info.Leader, File: file(fdLeader, "leader")}
+	p.status = file(fdStatus, "status")
+	if !p.request.Terminal {
+		for i := range p.stdio {
+			p.stdio[i] = file(fdStdin+i, "stdio")
+		}
+	}
+	return p, nil
+}
+
+// start does all that comes before the command runs.
+func (p *process) start() (*ns.Process, error) {
+	entry, err := p.prepare()
+	if err != nil {
+		return nil, err
+	}
+	// Everything so far could be done while systemd makes the scope. From here on children are born.
+	if err := p.lines.Decode(&proceed{}); err != nil {
+		return nil, fmt.Errorf("waiting to proceed: %w", err)
+	}
+	if p.members, err = ownMembers(p.request.Scope, p.leader.PID); err != nil {
+		return nil, err
+	}
+	if entry.Kill, err = p.members.openKill(); err != nil {
+		return nil, err
+	}
+	defer closeAll(entry.Kill)
+	entry.Reaper = p.members.setReaper
+	return ns.Enter(entry)
+}
+
+// prepare reads what there is to know of the machine and makes the parts of the session.
+func (p *process) prepare() (_ *ns.Entry, err error) {
+	pid := p.leader.PID
+	e := &ns.Entry{
+		Leader: p.leader.File, Command: p.request.Command, Stdio: p.stdio, Dir: p.request.Dir,
+		Reaper: func(int) {},
+	}
+	if e.Namespaces, err = ns.Differing(pid); err != nil {
+		return nil, p.gone(err)
+	}
+	if e.Bounding, err = ns.Bounding(pid); err != nil {
+		return nil, p.gone(err)
+	}
+	// For a debugger, and for a debugger that reads the machine's files through its mount namespace.
+	e.Bounding |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
+	uids, gids, err := ns.IDMaps(pid)
+	if err != nil {
+		return nil, p.gone(err)
+	}
+	root, err := ns.OpenRoot(pid)
+	if err != nil {
+		return nil, p.gone(err)
+	}
+	if !p.leader.Alive() {
+		return nil, p.gone(nil) // what was read may be somebody else's
+	}
+	if p.account, err = findAccount(root, p.request.Info.User); err != nil {
+		return nil, err
+	}
+	e.UID, e.GID, e.Groups = p.account.uid, p.account.gid, p.account.groups
+
+	const tty = 5 // the group's id on every distribution that has devpts' group set
+	if p.tree, err = newTree(root, p.request.Info.Machine, outside(gids, tty)); err != nil {
+		return nil, err
+	}
+	if p.request.Terminal {
+		p.master, p.terminal, err = openTerminal(p.tree.devpts, outside(uids, p.account.uid), p.request.Rows, p.request.Columns)
+		if err != nil {
+			return nil, err
+		}
+		e.Terminal = p.terminal
+	}
+	if err := p.serve(uids, gids); err != nil {
+		return nil, err
+	}
+	e.Root, e.Mounts = p.mount, p.tree.mounts
+	e.Env, e.Path = environment(p.request, p.account)
+	if e.Dir, e.DirOr = strings.CutPrefix(e.Dir, "-"); e.Dir == "" {
+		e.Dir = "/"
+	}
+	return e, nil
+}
+
+// serve starts the file system.
+func (p *process) serve(uids, gids []ns.Range) error {
+	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	p.tree.own(host)
+	p.fs, err = fuse.New(fuse.Options{
+		Root:     host,
+		Writable: p.request.Info.Writable,
+		IDs:      fuse.IDMap{UID: shown(uids), GID: shown(gids)},
+		Extra:    p.tree.extra,
+		Allow:    func(tid uint32) bool { return p.members.has(tid) },
+	})
+	if err != nil {
+		return fmt.Errorf("opening the tools tree: %w", err)
+	}
+	device, mount, err := ns.MountFUSE(p.request.Info.Writable)
+	if err != nil {
+		return err
+	}
+	p.mount = mount
+	go func() { p.served <- p.fs.Serve(device) }()
+	return nil
+}
+
+// shown translates a user namespace's map: who is 0 on the host is shown as who is 0 in the machine.
+func shown(ranges []ns.Range) []fuse.IDRange {
+	if isIdentity(ranges) {
+		return nil
+	}
+	var out []fuse.IDRange
+	for _, r := range ranges {
+		out = append(out, fuse.IDRange{Tree: r.Inside, Session: r.Outside, Count: r.Count})
+	}
+	return out
+}
+
+func isIdentity(ranges []ns.Range) bool {
+	return len(ranges) == 1 && ranges[0] == ns.Range{Count: 1<<32 - 1}
+}
+
+// outside returns what an id of the machine is on the host; the overflow id if it is none there.
+func outside(ranges []ns.Range, id uint32) uint32 {
+	for _, r := range ranges {
+		if id >= r.Inside && id-r.Inside < r.Count {
+			return r.Outside + id - r.Inside
+		}
+	}
+	return 65534
+}
+
+// gone explains an error that the machine's end is the likely cause of.
+func (p *process) gone(err error) error {
+	if p.leader.Alive() {
+		return err
+	}
+	return p.stopped()
+}
+
+func (p *process) stopped() *fail.Error {
+	return fail.New(fail.NotRunning, "", "machine %q has stopped", p.request.Info.Machine)
+}
+
+// wait waits for the session's end and brings it about for everything that belongs to it.
+func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) Status {
+	type ending struct {
+		status unix.WaitStatus
+		err    error
+	}
+	command := make(chan ending, 1)
+	go func() {
+		status, err := reaper.Wait()
+		command <- ending{status, err}
+	}()
+	abandoned := make(chan struct{})
+	go func() {
+		waitForReader(p.status)
+		close(abandoned)
+	}()
+
+	var s Status
+	var end ending
+	select {
+	case end = <-command:
+	case <-terminate:
+		s.Terminated = true
+		// systemd sends the signal to all that is in a scope; without one, nobody else does.
+		p.members.signalOthers(unix.SIGTERM)
+		select {
+		case end = <-command:
+		case <-time.After(terminationGrace):
+		}
+	case <-abandoned:
+		s.Terminated = true
+	case err := <-p.served:
+		s.Error = fail.New(fail.Internal, "", "the tools tree is no longer served: %w", err)
+	}
+	left := p.end(reaper)
+	if left != nil {
+		fmt.Fprintf(os.Stderr, "cntr-session: ending session %s: %v\n", p.request.Info.ID, left)
+	}
+	if s.Error != nil {
+		return s
+	}
+	if end == (ending{}) && s.Terminated {
+		end = <-command // it has just been killed
+	}
+	return p.judge(s, end.status, end.err)
+}
+
+// terminationGrace is how long a command may take to end by itself when its session is ended.
+const terminationGrace = 2 * time.Second
+
+// stopWait bounds how long a killed command waits for the news that its machine has stopped.
+const stopWait = time.Second
+
+// judge says what the end of the command means. A stopping machine kills everything in it before its
+// leader is gone, so a kill may be its end: then the news of that follows at once.
+func (p *process) judge(s Status, w unix.WaitStatus, err error) Status {
+	killed := err != nil
+	if !killed && w.Signaled() && !s.Terminated {
+		switch w.Signal() {
+		case unix.SIGKILL, unix.SIGTERM, unix.SIGHUP:
+			killed = true
+		}
+	}
+	switch {
+	case killed && p.leader.Wait(stopWait):
+		s.Error = p.stopped()
+	case err != nil:
+		s.Error = fail.New(fail.Internal, "somebody in the machine may have killed it",
+			"the session was killed from outside")
+	default:
+		ended := statusOf(w)
+		s.Exit, s.Signal = ended.Exit, ended.Signal
+	}
+	return s
+}
+
+// end kills what is left of the session, and waits for the reaper.
+func (p *process) end(reaper *ns.Process) error {
+	err := p.members.killOthers(endLimit)
+	if err != nil {
+		// The reaper waits for ever for what cannot be killed.
+		err = errors.Join(err, reaper.Kill())
+	}
+	return errors.Join(err, reaper.Reap())
+}
+
+// endLimit bounds the end of a session whose processes hang in the kernel.
+const endLimit = 5 * time.Second
+
+func (p *process) close() {
+	if p.fs != nil {
+		_ = p.fs.Close() // the process ends right after
+	}
+}
+
+// waitForReader returns when a pipe has no reader any more.
+func waitForReader(pipe *os.File) {
+	for {
+		// No events asked for: POLLERR always comes (poll(2)).
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pipe.Fd())}}, -1)
+		if n > 0 || (err != nil && err != unix.EINTR) {
+			return
+		}
+	}
+}

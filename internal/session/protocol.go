@@ -1,0 +1,121 @@
+package session
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+// A session process is started with these descriptors, in this order, by a [Launcher] of the same
+// version: the program is a sealed copy that the launcher made.
+const (
+	fdControl = 3 + iota // a stream socket, to talk about the start
+	fdLeader             // pidfd of the machine's leader
+	fdStatus             // the status pipe
+	fdStdin              // and the other two streams, unless there is a terminal
+	fdStdout
+	fdStderr
+)
+
+// programName is the first argument of a session process. A program that can also become one looks for it.
+const programName = "cntr-session"
+
+// request is the first line on the control socket.
+type request struct {
+	Info     Info     `json:"info"`
+	Command  []string `json:"command"` // whole, where Info's may be cut short
+	Env      []string `json:"env"`
+	Dir      string   `json:"dir"`
+	Terminal bool     `json:"terminal"`
+	Rows     uint16   `json:"rows"`
+	Columns  uint16   `json:"columns"`
+	Scope    bool     `json:"scope"` // the process will be in a scope of its own
+}
+
+// proceed is the second line: the process is where it belongs, and may fork.
+type proceed struct{}
+
+// reply is the session process's only line: the command runs, or why it does not. The master of the
+// terminal comes along with the first byte.
+type reply struct {
+	Error *fail.Error `json:"error,omitempty"`
+}
+
+// replyLimit is enough for any reply: a message quotes at most a few arguments. In bytes.
+const replyLimit = 64 << 10
+
+func sendReply(control *net.UnixConn, failed error, terminal *os.File) error {
+	line, err := json.Marshal(reply{fail.From(failed)})
+	if err != nil {
+		return err
+	}
+	if len(line) > replyLimit {
+		line, err = json.Marshal(reply{fail.New(fail.From(failed).Code, "", "the session could not start")})
+		if err != nil {
+			return err
+		}
+	}
+	var rights []byte
+	if terminal != nil {
+		rights = unix.UnixRights(int(terminal.Fd()))
+	}
+	_, _, err = control.WriteMsgUnix(append(line, '\n'), rights, nil)
+	return err
+}
+
+// receiveReply waits for the reply. The caller owns the terminal, which may be nil.
+func receiveReply(control *net.UnixConn) (terminal *os.File, err error) {
+	line := make([]byte, 0, replyLimit+1)
+	for len(line) == 0 || line[len(line)-1] != '\n' {
+		oob := make([]byte, unix.CmsgSpace(4))
+		n, oobn, _, _, err := control.ReadMsgUnix(line[len(line):cap(line)], oob)
+		if fds := rights(oob[:oobn]); len(fds) > 0 && terminal == nil {
+			terminal = os.NewFile(uintptr(fds[0]), "terminal")
+		}
+		if err != nil || n == 0 {
+			closeAll(terminal)
+			return nil, fmt.Errorf("the session process ended before it could tell why (%w)", err)
+		}
+		line = line[:len(line)+n]
+	}
+	var r reply
+	if err := json.Unmarshal(line, &r); err != nil {
+		closeAll(terminal)
+		return nil, fmt.Errorf("reading the session process's reply: %w", err)
+	}
+	if r.Error != nil {
+		closeAll(terminal)
+		return nil, r.Error
+	}
+	return terminal, nil
+}
+
+// rights returns the descriptors in a control message. The kernel makes them close-on-exec because
+// package net asks for that (MSG_CMSG_CLOEXEC).
+func rights(oob []byte) []int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var fds []int
+	for _, m := range messages {
+		if list, err := unix.ParseUnixRights(&m); err == nil {
+			fds = append(fds, list...)
+		}
+	}
+	return fds
+}
+
+// closeAll closes those files that are not nil, on a path where an error of it has no reader.
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}

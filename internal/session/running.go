@@ -1,0 +1,99 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+)
+
+// Running returns the sessions that run on this host, whoever started them: they are found by their
+// scopes. The caller closes them.
+func (l *Launcher) Running(ctx context.Context) ([]*Session, error) {
+	if l.systemd == nil {
+		return nil, nil
+	}
+	scopes, err := l.systemd.Units(ctx, "cntr-*.scope")
+	if err != nil {
+		return nil, err
+	}
+	var running []*Session
+	for _, scope := range scopes {
+		dir, err := cgroupDir(scope.Cgroup)
+		if err != nil {
+			return running, err
+		}
+		procs, err := os.ReadFile(dir + "/cgroup.procs")
+		if err != nil {
+			continue // ended meanwhile
+		}
+		for _, field := range strings.Fields(string(procs)) {
+			if s := inspect(field); s != nil {
+				s.Scope = scope.Name
+				running = append(running, s)
+				break
+			}
+		}
+	}
+	return running, nil
+}
+
+// inspect returns the session whose session process this is, or nil if it is none. What runs in a
+// session could give itself any command line, but not the sealed program.
+func inspect(pid string) *Session {
+	n, err := strconv.Atoi(pid)
+	if err != nil || n == 0 { // 0: in a pid namespace that cannot be seen from here
+		return nil
+	}
+	process, err := machine.OpenLeader(n)
+	if err != nil {
+		return nil
+	}
+	exe, errExe := os.Readlink("/proc/" + pid + "/exe")
+	comm, errComm := os.ReadFile("/proc/" + pid + "/comm") // the reaper has another
+	cmdline, errCmd := os.ReadFile("/proc/" + pid + "/cmdline")
+	if errExe == nil && errComm == nil && errCmd == nil && process.Alive() &&
+		exe == sealedName && string(comm) == programName+"\n" {
+		args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
+		if info, err := parseArguments(args); err == nil {
+			info.PID = n
+			return &Session{Info: info, Process: process}
+		}
+	}
+	_ = process.Close()
+	return nil
+}
+
+// Terminate ends a session and waits until it has.
+func (l *Launcher) Terminate(ctx context.Context, s *Session) error {
+	if s.Scope != "" && l.systemd != nil {
+		return l.systemd.StopUnit(ctx, s.Scope)
+	}
+	err := unix.PidfdSendSignal(int(s.Process.File.Fd()), unix.SIGTERM, nil, 0)
+	if err == unix.ESRCH {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ending session %s: %w", s.ID, err)
+	}
+	limit := time.Duration(-1)
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = time.Until(deadline)
+	}
+	if !s.Process.Wait(limit) {
+		return fmt.Errorf("ending session %s: %w", s.ID, context.DeadlineExceeded)
+	}
+	return nil
+}
+
+// Close lets go of the descriptors. The session goes on, unless nobody else has its terminal.
+func (s *Session) Close() error {
+	closeAll(s.Terminal)
+	return s.Process.Close()
+}

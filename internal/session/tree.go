@@ -1,0 +1,225 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/fuse"
+	"github.com/cntr-attach/cntr-attach/internal/ns"
+)
+
+// machineDir is where the machine's own root file system appears in a session.
+const machineDir = "var/lib/cntr"
+
+// tree is the session's view: what the file system makes up, and what is mounted on that.
+type tree struct {
+	extra   map[string]fuse.Entry
+	mounts  []ns.Mount
+	devpts  *os.File
+	sources []*os.File // to be closed with the tree
+}
+
+// newTree lays out a session's tree over the tools tree. Every mount point is made up by the file system,
+// so neither the tools tree nor the machine needs to have it. Sources in the machine are opened here, as
+// O_PATH descriptors below its root, and checked to be what they should be. ttyGID is the group of
+// terminals, in the host's terms.
+func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) {
+	t := &tree{extra: map[string]fuse.Entry{}}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	t.mountDir(machineDir, ns.Mount{Source: root.Dir()})
+	for _, layout := range []func(*ns.Root) error{t.proc, t.sys, t.dev} {
+		if err := layout(root); err != nil {
+			return nil, err
+		}
+	}
+	// Over the machine's: the terminals of the session are its own.
+	if t.devpts, err = ns.MountTerminals(ttyGID); err != nil {
+		return nil, err
+	}
+	t.own(t.devpts)
+	t.mounts = append(t.mounts, ns.Mount{Target: "dev/pts", Source: t.devpts, Detached: true})
+
+	if err := t.scratch(root, "tmp", "1777"); err != nil {
+		return nil, err
+	}
+	if err := t.scratch(root, "run", "755"); err != nil {
+		return nil, err
+	}
+	for name, standIn := range machineFiles {
+		if err := t.file(root, name, standIn); err != nil {
+			return nil, err
+		}
+	}
+	// Debian's bash puts this into its prompt.
+	t.extra["etc/debian_chroot"] = regular(promptName(machine) + "\n")
+	return t, nil
+}
+
+// machineFiles are the files that a session takes from the machine, and what it gets where the machine
+// has none.
+var machineFiles = map[string]fuse.Entry{
+	"etc/passwd":      regular("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+	"etc/group":       regular("root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+	"etc/hosts":       regular("127.0.0.1\tlocalhost\n::1\tlocalhost\n"),
+	"etc/hostname":    regular(""),
+	"etc/resolv.conf": regular(""),
+	"etc/localtime":   {Mode: unix.S_IFLNK | 0o777, Target: "/usr/share/zoneinfo/UTC"},
+}
+
+func regular(content string) fuse.Entry {
+	return fuse.Entry{Mode: unix.S_IFREG | 0o644, Content: []byte(content)}
+}
+
+func (t *tree) own(f *os.File) { t.sources = append(t.sources, f) }
+
+func (t *tree) close() { closeAll(t.sources...) }
+
+// mountDir makes up a directory and mounts on it.
+func (t *tree) mountDir(target string, m ns.Mount) {
+	t.extra[target] = fuse.Entry{Mode: unix.S_IFDIR | 0o755}
+	m.Target = target
+	t.mounts = append(t.mounts, m)
+}
+
+// openIn opens something of the machine that has the given type (S_IFDIR, S_IFREG); nil if the machine
+// has no such thing.
+func (t *tree) openIn(root *ns.Root, path string, kind uint32) (*os.File, error) {
+	f, err := root.Open(path)
+	// ELOOP: a symbolic link into procfs, which is not followed. A machine's own affair.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		closeAll(f)
+		return nil, fmt.Errorf("examining the machine's %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != kind {
+		closeAll(f)
+		return nil, nil
+	}
+	t.own(f)
+	return f, nil
+}
+
+// proc takes the machine's /proc, with all that is masked there, if it really is one.
+func (t *tree) proc(root *ns.Root) error {
+	proc, err := t.openIn(root, "/proc", unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	if proc != nil && hasType(proc, unix.PROC_SUPER_MAGIC) {
+		t.mountDir("proc", ns.Mount{Source: proc})
+	} else {
+		t.mountDir("proc", ns.Mount{Type: "proc"})
+	}
+	return nil
+}
+
+func (t *tree) sys(root *ns.Root) error {
+	sys, err := t.openIn(root, "/sys", unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	if sys != nil && (hasType(sys, unix.SYSFS_MAGIC) || hasType(sys, unix.TMPFS_MAGIC)) {
+		t.mountDir("sys", ns.Mount{Source: sys})
+	} else {
+		t.mountDir("sys", ns.Mount{Type: "sysfs"})
+	}
+	return nil
+}
+
+// dev takes the machine's /dev if its null is the null device (CVE-2025-31133) and it has a place for
+// terminals; else the session gets a small one of its own.
+func (t *tree) dev(root *ns.Root) error {
+	dev, err := t.openIn(root, "/dev", unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	if dev != nil {
+		var null unix.Stat_t
+		errNull := unix.Fstatat(int(dev.Fd()), "null", &null, unix.AT_SYMLINK_NOFOLLOW)
+		var pts unix.Stat_t
+		errPts := unix.Fstatat(int(dev.Fd()), "pts", &pts, unix.AT_SYMLINK_NOFOLLOW)
+		if errNull == nil && null.Mode&unix.S_IFMT == unix.S_IFCHR && null.Rdev == unix.Mkdev(1, 3) &&
+			errPts == nil && pts.Mode&unix.S_IFMT == unix.S_IFDIR {
+			t.mountDir("dev", ns.Mount{Source: dev})
+			return nil
+		}
+	}
+	own, err := ns.MountDevices()
+	if err != nil {
+		return err
+	}
+	t.own(own)
+	t.mountDir("dev", ns.Mount{Source: own, Detached: true})
+	return nil
+}
+
+// scratch takes a directory of the machine that tools want to write to. A machine that has none, or one
+// that is read-only, is not changed: the session gets an empty one of its own.
+func (t *tree) scratch(root *ns.Root, name, mode string) error {
+	dir, err := t.openIn(root, "/"+name, unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	if dir != nil {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(dir.Fd()), &st); err == nil && st.Flags&unix.ST_RDONLY == 0 {
+			t.mountDir(name, ns.Mount{Source: dir})
+			return nil
+		}
+	}
+	own, err := ns.MountMemory(mode)
+	if err != nil {
+		return err
+	}
+	t.own(own)
+	t.mountDir(name, ns.Mount{Source: own, Detached: true})
+	return nil
+}
+
+// file takes a file of the machine. It is mounted, not linked to: a link would be followed in the
+// session's tree, and a machine must not choose what of that is read.
+func (t *tree) file(root *ns.Root, name string, standIn fuse.Entry) error {
+	f, err := t.openIn(root, "/"+name, unix.S_IFREG)
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		t.extra[name] = standIn
+		return nil
+	}
+	t.extra[name] = regular("")
+	t.mounts = append(t.mounts, ns.Mount{Target: name, Source: f})
+	return nil
+}
+
+func hasType(f *os.File, magic int64) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && int64(st.Type) == magic
+}
+
+// promptName returns a machine's name as it can stand in a shell's prompt, where some characters would
+// be commands.
+func promptName(machine string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("-_.:@", r):
+			return r
+		}
+		return '_'
+	}, machine)
+}
