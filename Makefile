@@ -1,0 +1,134 @@
+# Build, test and install cntr-attach.
+#
+#   make demo       the main job on a test host, nothing needs to be prepared (as root)
+#   make test       all tests, those on a test host too (as root)
+#   make check      linters; no root once "make setup" has run
+#
+# Every target installs what it lacks (make setup) and can be run again, quickly.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+prefix := /usr
+DESTDIR :=
+bindir := $(prefix)/bin
+libexecdir := $(prefix)/lib/cntr-attach
+unitdir := $(prefix)/lib/systemd/system
+datadir := $(prefix)/share
+
+# The version is the newest tag, or what CHANGELOG.md works towards and the commit.
+VERSION := $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's/^v//')
+ifeq ($(VERSION),)
+VERSION := $(shell sed -n 's/^\#\# \[\([0-9][^]]*\)\].*/\1/p' CHANGELOG.md | head -n 1)$(shell git describe --always --dirty 2>/dev/null | sed 's/^/+/')
+endif
+
+commands := $(notdir $(wildcard cmd/*))
+gobuild := go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+# One test host of its own for each checkout's make test, so that the one of make testhost-up, and other
+# checkouts', are left alone.
+checkout := $(shell printf %s '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+
+# ---- What is needed ----
+
+.PHONY: setup
+setup:
+	@.ci/setup
+
+# ---- Programs ----
+
+.PHONY: build
+build: setup
+	@$(MAKE) --no-print-directory programs
+
+# Without setup, for packaging and for make install.
+.PHONY: programs
+programs:
+	@mkdir -p bin
+	@for name in $(commands); do \
+		case $$name in \
+		cntr-session) CGO_ENABLED=0 $(gobuild) -o bin/ "./cmd/$$name" ;; \
+		*) $(gobuild) -o bin/ "./cmd/$$name" ;; \
+		esac; \
+	done
+
+.PHONY: bin/testhost
+bin/testhost: setup
+	@go build -buildvcs=false -o $@ ./internal/testhost/cmd
+
+# ---- Installation ----
+
+# What only the daemon starts is not in PATH.
+helpers := cntr-attachd cntr-session
+
+.PHONY: install
+install: programs
+	@set -- $(filter-out $(helpers),$(commands)); [ $$# = 0 ] || \
+		install -D -m 0755 -t '$(DESTDIR)$(bindir)' "$${@/#/bin/}"
+	@set -- $(filter $(helpers),$(commands)); [ $$# = 0 ] || \
+		install -D -m 0755 -t '$(DESTDIR)$(libexecdir)' "$${@/#/bin/}"
+	@$(call data,$(wildcard units/*.service units/*.slice units/*.socket),$(unitdir))
+	@$(call data,$(wildcard dbus/org.cntr.*.service),$(datadir)/dbus-1/system-services)
+	@$(call data,$(wildcard dbus/org.cntr.*.conf),$(datadir)/dbus-1/system.d)
+	@$(call data,$(wildcard dbus/org.cntr.*.xml),$(datadir)/dbus-1/interfaces)
+	@$(call data,$(wildcard dbus/org.cntr.*.policy),$(datadir)/polkit-1/actions)
+	@$(foreach n,1 5 7 8,$(call data,$(wildcard packaging/man/*.$n),$(datadir)/man/man$n);)
+	@$(call data,$(wildcard packaging/completions/*.bash),$(datadir)/bash-completion/completions)
+	@$(call data,$(wildcard packaging/completions/_*),$(datadir)/zsh/site-functions)
+	@$(call data,$(wildcard packaging/completions/*.fish),$(datadir)/fish/vendor_completions.d)
+
+# $(call data,FILES,DIRECTORY) installs files, if there are any.
+data = set -- $1; [ $$\# = 0 ] || install -D -m 0644 -t '$(DESTDIR)$2' "$$@"
+
+# ---- Tests ----
+
+# A test that needs root, a mount, a machine or systemd is in a file with
+#
+#	//go:build integration
+#
+# and runs in the test host, with make test. All others run anywhere, as anybody, with make test-unit.
+
+.PHONY: test-unit
+test-unit: setup
+	go test ./...
+
+.PHONY: test
+test: export TESTHOST := test-$(checkout)
+test: build bin/testhost
+	@exec 9>bin/.test.lock; flock 9; \
+	trap 'bin/testhost down' EXIT; \
+	bin/testhost up; \
+	bin/testhost install; \
+	go test -tags integration -count 1 -p 1 -timeout 30m -exec '$(CURDIR)/bin/testhost run' $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: export TESTHOST := test-$(checkout)
+bench: build bin/testhost
+	@exec 9>bin/.test.lock; flock 9; \
+	trap 'bin/testhost down' EXIT; \
+	bin/testhost up; \
+	bin/testhost install; \
+	go test -tags integration -count 1 -p 1 -timeout 60m -run '^$$' -bench . -exec '$(CURDIR)/bin/testhost run' $(TESTFLAGS) ./...
+
+.PHONY: testhost-up
+testhost-up: bin/testhost
+	@bin/testhost up
+
+.PHONY: testhost-install
+testhost-install: build bin/testhost
+	@bin/testhost up
+	@bin/testhost install
+
+.PHONY: testhost-shell
+testhost-shell: testhost-up
+	@bin/testhost shell
+
+.PHONY: testhost-down
+testhost-down: bin/testhost
+	@bin/testhost down
+
+.PHONY: clean
+clean:
+	rm -rf bin

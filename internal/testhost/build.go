@@ -1,0 +1,108 @@
+package testhost
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// cacheDir holds the built trees and the copies that run. It must not be on an overlay, see the package
+// documentation.
+func cacheDir() string {
+	base := os.Getenv("XDG_CACHE_HOME")
+	if base == "" {
+		base = "/var/cache"
+	}
+	return filepath.Join(base, "cntr-attach-testhost")
+}
+
+// build makes the trees unless they are there, and returns the directory that has one for each recipe.
+// They appear under their final name only when all of them are whole.
+func build(ctx context.Context, say func(string, ...any)) (string, error) {
+	cache := cacheDir()
+	// Only root may look inside: the trees hold set-user-id programs.
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return "", fmt.Errorf("make the cache directory: %w", err)
+	}
+	done := filepath.Join(cache, key(recipes))
+	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+
+	if _, err := os.Stat(done); err == nil {
+		return done, nil
+	}
+	if err := removeOld(cache); err != nil {
+		return "", err
+	}
+	from, aptopts := mirror(ctx), aptOptions(ctx)
+	say("building Debian %s from %s (once, about a minute)", suite, from)
+	temp := done + ".new"
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return "", err
+	}
+	errs := make([]error, len(recipes))
+	var wg sync.WaitGroup
+	for i, r := range recipes {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			errs[i] = mmdebstrap(ctx, r, aptopts, filepath.Join(temp, r.Name), from)
+		}()
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return "", err
+		}
+	}
+	return done, os.Rename(temp, done)
+}
+
+// mmdebstrap makes one tree.
+func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from string) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	args := append([]string{"--mode=root", "--format=directory", "--include=" + strings.Join(r.Packages, ",")}, aptopts...)
+	args = append(append(args, r.Options...), suite, dir, from)
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mmdebstrap %s from %s: %w\n%s\nhint: TESTHOST_MIRROR names another Debian mirror",
+			r.Name, from, err, tail(log.String(), 30))
+	}
+	return nil
+}
+
+// removeOld removes trees of other recipes and what an interrupted build left. The caller holds the lock.
+func removeOld(cache string) error {
+	entries, err := os.ReadDir(cache)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() || e.Name() == "run" {
+			continue
+		}
+		if err := removeTree(filepath.Join(cache, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tail returns the last n lines.
+func tail(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
