@@ -91,18 +91,14 @@ func (c *Client) Attach(ctx context.Context, machine string, o AttachOptions) (*
 	var id string
 	var path godbus.ObjectPath
 	var status godbus.UnixFD
-	var terminal []godbus.UnixFD
-	err = c.call(ctx, "Attach", machine, o.Command, options).Store(&id, &path, &status, &terminal)
+	var results map[string]godbus.Variant
+	err = c.call(ctx, "Attach", machine, o.Command, options).Store(&id, &path, &status, &results)
 	if err != nil {
 		return nil, decodeError(err)
 	}
 	a := &Attached{ID: id, Status: pollable(int(status), "status")}
-	for _, fd := range terminal {
-		if a.Terminal == nil {
-			a.Terminal = pollable(int(fd), "terminal")
-		} else {
-			_ = unix.Close(int(fd)) // more than one makes no sense
-		}
+	if fd, ok := results["terminal"].Value().(godbus.UnixFD); ok {
+		a.Terminal = pollable(int(fd), "terminal")
 	}
 	return a, nil
 }

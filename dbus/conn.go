@@ -21,10 +21,10 @@ import (
 )
 
 // conn is the service's connection to the bus: godbus's message format, with reading and writing of
-// our own, because godbus's connection cannot be given to strangers. It drops the descriptors of any
-// message that it refuses, and of any that has more of them than its body refers to, without closing
-// them: whoever may call could have the service run out of descriptors. And a handler that panics
-// takes the process with it.
+// our own, because godbus's connection (v5.2.4) cannot be given to strangers. It drops the descriptors
+// of any message that it refuses, and of any that has more of them than its body refers to, without
+// closing them: whoever may call could have the service run out of descriptors. And it takes the
+// process with it when a handler panics, or a message holds an array of descriptors.
 //
 // Here every descriptor that arrives belongs to the message that it came with, and is closed with it.
 type conn struct {
@@ -41,21 +41,19 @@ type conn struct {
 // message is a message that was received, with the descriptors that came with it.
 type message struct {
 	*godbus.Message
-	fds       []int      // their numbers, as the body has them
-	files     []*os.File // the same, and what [message.own] has added
-	truncated bool       // some descriptors were lost on the way: our limit was reached
+	files     []*os.File // what came with it, in the order that the body counts them, and what is owned
+	received  int        // how many came with it
+	truncated bool       // some were lost on the way: our limit on open files was reached
 }
 
 // own makes f live as long as the message: until it is answered.
 func (m *message) own(f *os.File) { m.files = append(m.files, f) }
 
-// file returns the descriptor that the body refers to as fd, nil if there is none. It stays the
+// file returns the descriptor that the body refers to by its index, nil if there is none. It stays the
 // message's.
-func (m *message) file(fd godbus.UnixFD) *os.File {
-	for i, n := range m.fds {
-		if n == int(fd) {
-			return m.files[i]
-		}
+func (m *message) file(i godbus.UnixFDIndex) *os.File {
+	if int64(i) < int64(m.received) {
+		return m.files[i]
 	}
 	return nil
 }
@@ -201,7 +199,7 @@ func (c *conn) receive() (*message, error) {
 		m.close()
 		return nil, err
 	}
-	m.Message = decode(whole, m.fds)
+	m.Message = decode(whole)
 	return m, nil
 }
 
@@ -236,21 +234,22 @@ func (m *message) take(control []byte) {
 			continue // not descriptors
 		}
 		for _, fd := range fds {
-			m.fds = append(m.fds, fd)
-			m.files = append(m.files, os.NewFile(uintptr(fd), "received descriptor"))
+			m.own(os.NewFile(uintptr(fd), "received descriptor"))
+			m.received++
 		}
 	}
 }
 
 // decode returns nil for what cannot be decoded. The decoder panics on some input that the bus never
-// lets pass; the service does not bet on that.
-func decode(b []byte, fds []int) (m *godbus.Message) {
+// lets pass; the service does not bet on that. It is not told the descriptors, so that it leaves the
+// indexes in the body as they are.
+func decode(b []byte) (m *godbus.Message) {
 	defer func() {
 		if recover() != nil {
 			m = nil
 		}
 	}()
-	m, err := godbus.DecodeMessageWithFDs(bytes.NewReader(b), fds)
+	m, err := godbus.DecodeMessage(bytes.NewReader(b))
 	if err != nil {
 		return nil
 	}

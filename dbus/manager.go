@@ -62,12 +62,12 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 	if err != nil {
 		return nil, err
 	}
-	terminal := []godbus.UnixFD{}
+	results := map[string]godbus.Variant{}
 	if started.Terminal != nil {
 		// Ours is closed with the answer: the caller's shall be the only one, so that the session
 		// notices when it goes.
 		m.own(started.Terminal)
-		terminal = append(terminal, godbus.UnixFD(started.Terminal.Fd()))
+		results["terminal"] = godbus.MakeVariant(godbus.UnixFD(started.Terminal.Fd()))
 	}
 	e, err := s.sessions.add(started)
 	if err != nil {
@@ -77,7 +77,7 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 	}
 	s.Log.Info("session started", "session", started.ID, "machine", started.Machine, "user", started.User,
 		"command", strings.Join(started.Command, " "), "caller", who.uid, "scope", started.Scope)
-	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), terminal}, nil
+	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), results}, nil
 }
 
 // statusPipe makes the pipe on which the session tells its end: read end, write end. Both live as long

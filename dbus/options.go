@@ -64,9 +64,8 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			return spec, invalid("option "+name, "%w", err)
 		}
 	}
-	// With the status pipe the message's own files are more than what the caller sent.
-	for i := range m.fds {
-		if !used[m.files[i]] {
+	for _, f := range m.files[:m.received] {
+		if !used[f] {
 			return spec, invalid("options", "a descriptor came along that none refers to")
 		}
 	}
@@ -94,7 +93,7 @@ func completeStdio(spec *session.Spec, m *message) error {
 
 // storeOption stores an option's value, if it has the very type that is wanted: godbus on its own
 // converts between all kinds of numbers and texts.
-func storeOption[T string | bool | uint16 | []string | godbus.UnixFD](value godbus.Variant, to *T) error {
+func storeOption[T string | bool | uint16 | []string | godbus.UnixFDIndex](value godbus.Variant, to *T) error {
 	v, ok := value.Value().(T)
 	if !ok {
 		return fmt.Errorf("it is of type %q, not %q", value.Signature(), godbus.SignatureOf(*to))
@@ -115,11 +114,11 @@ func checkEnvironment(env []string) error {
 
 // descriptor returns the descriptor that an option refers to, checked to be fit for its place.
 func descriptor(m *message, value godbus.Variant, place int) (*os.File, error) {
-	var fd godbus.UnixFD
-	if err := storeOption(value, &fd); err != nil {
+	var index godbus.UnixFDIndex
+	if err := storeOption(value, &index); err != nil {
 		return nil, err
 	}
-	f := m.file(fd)
+	f := m.file(index)
 	if f == nil {
 		return nil, fmt.Errorf("it refers to a descriptor that did not come along")
 	}

@@ -256,9 +256,9 @@ func (s *server) answer(ctx context.Context, m *message) (body []any, err error)
 	if err := method.permits(caller, m); err != nil {
 		return nil, err
 	}
-	if len(m.files) > method.files {
+	if m.received > method.files {
 		return nil, protocolError("InvalidArgs", "%s takes %d descriptors at most, not %d",
-			member(m), method.files, len(m.files))
+			member(m), method.files, m.received)
 	}
 	signature, _ := m.Headers[godbus.FieldSignature].Value().(godbus.Signature)
 	if got := signature.String(); got != method.in {

@@ -1,0 +1,62 @@
+package dbus
+
+import (
+	"encoding/xml"
+	"slices"
+	"testing"
+
+	godbus "github.com/godbus/dbus/v5"
+	"github.com/godbus/dbus/v5/introspect"
+)
+
+func parseIntrospection(t *testing.T, o object) introspect.Node {
+	t.Helper()
+	text, err := describe(o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var node introspect.Node
+	if err := xml.Unmarshal([]byte(text), &node); err != nil {
+		t.Fatal(err)
+	}
+	return node
+}
+
+func TestObjectTree(t *testing.T) {
+	startBus(t)
+	startService(t, 0, &sessions{})
+	c := connectClient(t)
+	for _, test := range []struct {
+		path     godbus.ObjectPath
+		children []string
+	}{
+		{"/", []string{"org"}},
+		{"/org", []string{"cntr"}},
+		{"/org/cntr", []string{"Attach1"}},
+		{managerPath, []string{"session"}},
+		{sessionsPath, nil},
+	} {
+		var text string
+		if err := c.conn.Object(Name, test.path).Call(introspectable+".Introspect", 0).Store(&text); err != nil {
+			t.Errorf("%s: %v", test.path, err)
+			continue
+		}
+		var node introspect.Node
+		if err := xml.Unmarshal([]byte(text), &node); err != nil {
+			t.Errorf("%s: %v", test.path, err)
+		}
+		var children []string
+		for _, n := range node.Children {
+			children = append(children, n.Name)
+		}
+		if !slices.Equal(children, test.children) {
+			t.Errorf("%s has the children %q, want %q", test.path, children, test.children)
+		}
+	}
+	for _, path := range []godbus.ObjectPath{"/com", "/org/cntr/Attach", "/org/cntr/Attach1/sessions",
+		sessionsPath + "/1/2", sessionsPath + "/none"} {
+		if err := c.conn.Object(Name, path).Call(introspectable+".Introspect", 0).Err; err == nil {
+			t.Errorf("%s: no error", path)
+		}
+	}
+}
