@@ -27,7 +27,7 @@ func (s *server) introspect(_ context.Context, who caller, m *message) ([]any, e
 	path := pathOf(m)
 	var children []string
 	switch {
-	case path == sessionsPath && who.uid == 0:
+	case path == sessionsPath && who.trusted():
 		for _, e := range s.sessions.list() {
 			children = append(children, e.ID)
 		}
@@ -35,7 +35,7 @@ func (s *server) introspect(_ context.Context, who caller, m *message) ([]any, e
 	case path == managerPath:
 		children = []string{"session"}
 	case below(path, sessionsPath):
-		if who.uid != 0 {
+		if !who.trusted() {
 			return nil, fail.New(fail.AccessDenied, "run it as root", "only root may look at sessions")
 		}
 		if _, err := s.sessionAt(m); err != nil {

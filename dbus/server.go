@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -272,6 +273,8 @@ type caller struct {
 	name string // unique name on the bus
 	uid  uint32
 }
+
+func (c caller) trusted() bool { return c.uid == 0 || int(c.uid) == os.Geteuid() }
 
 // caller asks the bus for the identity of who sent m. It is that of the moment when they connected:
 // nothing that they do later changes it, and their unique name is never used again.
