@@ -1,0 +1,169 @@
+package fuse
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// descs lends descriptors for inodes. Up to limit of them are kept open for the next use, the least recently used are
+// closed first; an inode whose descriptor was closed is opened again by its file handle.
+//
+// Two sorts are kept beyond the limit: those of inodes that have no handle, and those that are pinned because the
+// inode was unlinked and may be found by nothing else any more.
+type descs struct {
+	mu      sync.Mutex
+	lru     desc // head of a ring of those that may be closed: next is the most recent
+	count   int  // in the ring
+	limit   int
+	threads *threads
+}
+
+// desc is an O_PATH descriptor of an inode.
+type desc struct {
+	fd         int
+	refs       int
+	gone       bool // close when refs is 0
+	prev, next *desc
+	n          *inode
+}
+
+func newDescs(limit int, t *threads) *descs {
+	d := &descs{limit: limit, threads: t}
+	d.lru.next, d.lru.prev = &d.lru, &d.lru
+	return d
+}
+
+// borrow returns a descriptor for n, to be given back with put.
+func (ds *descs) borrow(n *inode) (*desc, error) {
+	ds.mu.Lock()
+	if d := n.desc; d != nil {
+		d.refs++
+		if d.next != nil && ds.lru.next != d {
+			ds.unlink(d)
+			ds.link(d)
+		}
+		ds.mu.Unlock()
+		return d, nil
+	}
+	ds.mu.Unlock()
+
+	if n.mnt == nil || n.handle == "" {
+		return nil, unix.ESTALE
+	}
+	fd := -1
+	err := ds.threads.with(capDACReadSearch, 0, func() (err error) {
+		fd, err = openHandle(n.mnt.fd, n.handle)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ds.keep(n, fd, 1), nil
+}
+
+// offer gives fd, an O_PATH descriptor of n, to be kept or closed.
+func (ds *descs) offer(n *inode, fd int) { ds.keep(n, fd, 0) }
+
+func (ds *descs) keep(n *inode, fd, refs int) *desc {
+	ds.mu.Lock()
+	if d := n.desc; d != nil { // somebody else was faster
+		d.refs += refs
+		ds.mu.Unlock()
+		unix.Close(fd)
+		return d
+	}
+	d := &desc{fd: fd, refs: refs, n: n}
+	n.desc = d
+	var old []int
+	if n.handle != "" && !n.pinned {
+		ds.link(d)
+		old = ds.trim()
+	}
+	ds.mu.Unlock()
+	for _, fd := range old {
+		unix.Close(fd)
+	}
+	return d
+}
+
+// trim takes the least recently used descriptors out until the limit holds, and returns those to close.
+func (ds *descs) trim() (fds []int) {
+	for d := ds.lru.prev; ds.count > ds.limit && d != &ds.lru; {
+		prev := d.prev
+		ds.unlink(d)
+		d.n.desc = nil
+		if d.refs == 0 {
+			fds = append(fds, d.fd)
+		} else {
+			d.gone = true
+		}
+		d = prev
+	}
+	return fds
+}
+
+// put gives back what borrow lent.
+func (ds *descs) put(d *desc) {
+	ds.mu.Lock()
+	d.refs--
+	last := d.gone && d.refs == 0
+	ds.mu.Unlock()
+	if last {
+		unix.Close(d.fd)
+	}
+}
+
+// pin keeps the descriptor d of n open until n is forgotten. unpin undoes that.
+func (ds *descs) pin(n *inode, d *desc) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if n.desc == nil && d.gone {
+		n.desc, d.gone = d, false
+	}
+	n.pinned = true
+	if n.desc != nil && n.desc.next != nil {
+		ds.unlink(n.desc)
+	}
+}
+
+func (ds *descs) unpin(n *inode) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	n.pinned = false
+	if n.desc != nil && n.desc.next == nil && n.handle != "" {
+		ds.link(n.desc)
+	}
+}
+
+// drop closes the descriptor of an inode that was forgotten.
+func (ds *descs) drop(n *inode) {
+	ds.mu.Lock()
+	d := n.desc
+	n.desc = nil
+	if d == nil {
+		ds.mu.Unlock()
+		return
+	}
+	if d.next != nil {
+		ds.unlink(d)
+	}
+	d.gone = true
+	last := d.refs == 0
+	ds.mu.Unlock()
+	if last {
+		unix.Close(d.fd)
+	}
+}
+
+func (ds *descs) link(d *desc) {
+	d.next, d.prev = ds.lru.next, &ds.lru
+	d.next.prev, ds.lru.next = d, d
+	ds.count++
+}
+
+func (ds *descs) unlink(d *desc) {
+	d.prev.next, d.next.prev = d.next, d.prev
+	d.next, d.prev = nil, nil
+	ds.count--
+}

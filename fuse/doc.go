@@ -1,0 +1,55 @@
+// Package fuse serves a tree of files over /dev/fuse so that nobody can tell it from the tree itself.
+//
+// # The idea
+//
+// A session sees the files of another place, normally of the host, through a mount of its own. The kernel sends each
+// operation on that mount as a message to /dev/fuse, this package performs it on the tree, and answers. Three layers
+// do that, and each knows only the next:
+//
+//	transport   reads requests from /dev/fuse and writes the answers (transport.go)
+//	operations  what each request means: lookup.go, file.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
+//	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go)
+//
+// # What an inode is
+//
+// The kernel names inodes by numbers that we choose. Behind each number stands the identity of one inode of the tree:
+// the mount it was reached on, its inode number there, and its file handle (name_to_handle_at(2)), which tells it
+// from a later file that was given the same inode number. It does not hold a path. Paths change under the
+// server's feet: a path-based server reads the wrong file after a rename, loses files that were unlinked while they
+// were open, and can be led out of the tree by whoever swaps a directory for a symbolic link at the right moment.
+//
+// To work on an inode we need a descriptor. A bounded number of them is kept (desc.go); the rest are opened again by
+// their handle with open_by_handle_at(2), which finds the very same inode or fails with ESTALE. Names are only ever
+// used one component at a time, relative to the descriptor of their directory, with O_PATH and O_NOFOLLOW: that opens
+// nothing and follows nothing. A descriptor for input and output is then made from the O_PATH one through
+// /proc/self/fd, after its type was checked, so no FIFO, socket or device of the tree is ever opened by the server.
+//
+// # Who checks permissions
+//
+// The mount has default_permissions: the kernel checks mode bits, ACLs and capabilities of the process that asks, as
+// it does for a disk. The server adds what the kernel cannot do. It creates files under the file system uid and gid
+// of the process that asked, so that ownership, set-gid directories, quotas and default ACLs come out as on the
+// tree itself; it clears set-id bits when told to; and it asks Options.Allow before it hands out anything. When a file
+// system is opened for a person who is not root (Options.Caller), all that the server does on the tree is done
+// with that person's identity and without capabilities, so the tree's own kernel checks apply as well.
+//
+// # Mount points over the tree
+//
+// The session mounts other file systems over places of this tree. Linux detaches such a mount silently as soon as the
+// name under it turns out to lead to another inode, which happens each time that the host replaces the file
+// (useradd replaces /etc/passwd). So mount only over entries made up with Options.Extra: these never change.
+//
+// # How fresh the view is
+//
+// The kernel caches names and attributes for Options.Cache, one second unless told otherwise: that long may the
+// session see the old state after a change on the tree that it did not make itself. File data is as fresh as the
+// attributes, and always fresh after an open(2) (close-to-open), or at any time where passthrough applies.
+// inotify in the session reports what the session does, not what the host does.
+//
+// # Limits
+//
+// Unix sockets and FIFOs of the tree are not connected to the tree's (ECONNREFUSED for sockets). Mounted procfs and
+// autofs are shown as empty directories. A file system without file handles, overlayfs for one, costs a descriptor for
+// each inode that the kernel remembers. All ioctls but those of ioctl.go fail with ENOTTY. Needs Linux 6.1 and root;
+// passthrough needs 6.9.
+package fuse

@@ -1,0 +1,157 @@
+package fuse
+
+import (
+	raw "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Lookup finds a name in a directory. "." and ".." come from open_by_handle_at(2) in the session (FUSE_EXPORT_SUPPORT).
+func (fs *tree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw.EntryOut) raw.Status {
+	dir := fs.inodes.get(h.NodeId)
+	if dir == nil {
+		return raw.Status(unix.ESTALE)
+	}
+	var err error
+	switch {
+	case name == ".":
+		err = fs.lookupSelf(dir, out)
+	case name == "..":
+		err = fs.lookupParent(dir, out)
+	case !validName(name):
+		return raw.EINVAL
+	case dir.made:
+		err = fs.lookupChild(dir, -1, name, out)
+	default:
+		d, e := fs.descs.borrow(dir)
+		if e != nil {
+			return status(e)
+		}
+		err = fs.lookupChild(dir, d.fd, name, out)
+		fs.descs.put(d)
+	}
+	if err == unix.ENOENT && fs.cache.Negative > 0 {
+		// An answer with node id 0 is an ENOENT that the kernel may remember.
+		*out = raw.EntryOut{}
+		out.SetEntryTimeout(fs.cache.Negative)
+		return raw.OK
+	}
+	return status(err)
+}
+
+// lookupChild fills out for a name in a directory, of which fd is a descriptor, and counts one lookup.
+func (fs *tree) lookupChild(dir *inode, fd int, name string, out *raw.EntryOut) error {
+	x := dir.child(name)
+	if x != nil && (dir.made || fs.isMade(x)) {
+		fs.enterMade(x, out)
+		return nil
+	}
+	n, stx, err := fs.realChild(dir, fd, name)
+	if x != nil {
+		// On the way to a made-up entry there must be directories.
+		if err == nil && !n.isDir() {
+			fs.forget(n.node, 1)
+			err = unix.ENOENT
+		}
+		if err == unix.ENOENT {
+			fs.stick(x)
+			fs.enterMade(x, out)
+			return nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if x != nil {
+		n.extra.Store(x)
+	}
+	fs.enter(n, &stx, out)
+	return nil
+}
+
+// realChild finds a name in the tree.
+func (fs *tree) realChild(dir *inode, fd int, name string) (*inode, unix.Statx_t, error) {
+	if dir.made || dir.mnt.flags&opaque != 0 {
+		return nil, unix.Statx_t{}, unix.ENOENT
+	}
+	child, err := openPath(fd, name)
+	if err != nil {
+		return nil, unix.Statx_t{}, err
+	}
+	return fs.inodeFor(child)
+}
+
+// lookupSelf answers for an inode by its number alone.
+func (fs *tree) lookupSelf(n *inode, out *raw.EntryOut) error {
+	if n.made {
+		fs.enterMade(n.extra.Load(), out)
+		return nil
+	}
+	d, err := fs.descs.borrow(n)
+	if err != nil {
+		return err
+	}
+	defer fs.descs.put(d)
+	var stx unix.Statx_t
+	if err := statFD(d.fd, &stx); err != nil {
+		return err
+	}
+	if n.node != rootNode && !fs.inodes.again(n) {
+		return unix.ESTALE
+	}
+	fs.enter(n, &stx, out)
+	return nil
+}
+
+// lookupParent answers with the parent of a directory. A directory may have been moved out of the tree by the host, so
+// only a parent that was reached from the root before is good.
+func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
+	if n.node == rootNode || n.made || !n.isDir() {
+		return unix.ESTALE
+	}
+	d, err := fs.descs.borrow(n)
+	if err != nil {
+		return err
+	}
+	defer fs.descs.put(d)
+	fd, err := unix.Openat(d.fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var buf handleBuffer
+	stx, handle, err := identify(fd, &buf)
+	if err != nil {
+		return err
+	}
+	mnt, err := fs.mounts.get(fd, &stx)
+	if err != nil {
+		return err
+	}
+	defer fs.mounts.put(mnt)
+	parent := fs.inodes.known(mnt, stx.Ino, handle)
+	if parent == nil {
+		return unix.ESTALE
+	}
+	fs.enter(parent, &stx, out)
+	return nil
+}
+
+// enter fills the answer for an inode of the tree.
+func (fs *tree) enter(n *inode, stx *unix.Statx_t, out *raw.EntryOut) {
+	*out = raw.EntryOut{NodeId: n.node, Generation: fs.gen}
+	out.SetEntryTimeout(fs.cache.Entry)
+	out.SetAttrTimeout(fs.attrTimeout(n))
+	fs.fill(n, stx, &out.Attr)
+}
+
+// enterMade fills the answer for a made-up entry and counts one lookup.
+func (fs *tree) enterMade(x *extra, out *raw.EntryOut) {
+	n := fs.makeUp(x)
+	*out = raw.EntryOut{NodeId: n.node, Generation: fs.gen}
+	out.SetEntryTimeout(Forever)
+	out.SetAttrTimeout(Forever)
+	fs.fillMade(x, &out.Attr)
+}
+
+// Forget takes back lookups.
+func (fs *tree) Forget(node, nlookup uint64) { fs.forget(node, nlookup) }

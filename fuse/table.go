@@ -1,0 +1,189 @@
+package fuse
+
+import (
+	"sync"
+)
+
+// table holds the inodes that the kernel remembers, by node id and by identity.
+//
+// A node id is a slot in an array and, in its upper half, a number that tells the uses of the slot apart. So a node id
+// means one inode for as long as the file system lives: NFS-style handles that a session took of its own mount
+// (name_to_handle_at(2) encodes the node id) never lead to another file.
+type table struct {
+	mu     sync.RWMutex
+	chunks []*chunk
+	free   []uint32
+	uses   uint32
+	byKey  map[key]*inode
+	peak   int // most inodes since byKey was made
+}
+
+const (
+	chunkBits = 10
+	chunkSize = 1 << chunkBits
+)
+
+// chunk is a piece of the array of slots, so that the array grows without being copied.
+type chunk [chunkSize]*inode
+
+func newTable() *table {
+	t := &table{byKey: make(map[key]*inode)}
+	t.chunks = append(t.chunks, new(chunk))
+	for slot := uint32(chunkSize - 1); slot > rootNode; slot-- {
+		t.free = append(t.free, slot) // slots 0 and 1 are no node id and the root
+	}
+	return t
+}
+
+// get returns the inode of a node id, or nil.
+func (t *table) get(node uint64) *inode {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.at(node)
+}
+
+func (t *table) at(node uint64) *inode {
+	slot := uint32(node)
+	if int(slot>>chunkBits) >= len(t.chunks) {
+		return nil
+	}
+	if n := t.chunks[slot>>chunkBits][slot%chunkSize]; n != nil && n.node == node {
+		return n
+	}
+	return nil
+}
+
+// lookup finds or makes the inode with this identity and counts one lookup. fresh: it was made, and holds the caller's
+// reference to mnt.
+func (t *table) lookup(mnt *mount, ino uint64, handle []byte, kind uint32) (n *inode, fresh bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.byKey[key{mnt, ino, string(handle)}]; n != nil && n.kind == kind {
+		n.nlookup++
+		return n, false
+	}
+	n = &inode{key: key{mnt, ino, string(handle)}, kind: kind}
+	t.add(n)
+	return n, true
+}
+
+// insert puts a made-up inode into the table and counts one lookup.
+func (t *table) insert(n *inode) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.add(n)
+}
+
+// add puts a new inode into the table and counts one lookup.
+func (t *table) add(n *inode) {
+	if len(t.free) == 0 {
+		base := uint32(len(t.chunks)) << chunkBits
+		t.chunks = append(t.chunks, new(chunk))
+		for i := uint32(chunkSize); i > 0; i-- {
+			t.free = append(t.free, base+i-1)
+		}
+	}
+	slot := t.free[len(t.free)-1]
+	t.free = t.free[:len(t.free)-1]
+	t.uses++
+	n.node = uint64(t.uses)<<32 | uint64(slot)
+	n.nlookup = 1
+	t.chunks[slot>>chunkBits][slot%chunkSize] = n
+	if !n.made {
+		t.byKey[n.key] = n
+		t.peak = max(t.peak, len(t.byKey))
+	}
+}
+
+// addRoot puts the root into its slot. The kernel never forgets the root.
+func (t *table) addRoot(n *inode) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.node, n.nlookup = rootNode, 1
+	t.chunks[0][rootNode] = n
+	t.byKey[n.key] = n
+}
+
+// known returns the inode with this identity and counts one lookup, or nil if the kernel does not know it.
+func (t *table) known(mnt *mount, ino uint64, handle []byte) *inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byKey[key{mnt, ino, string(handle)}]
+	if n != nil {
+		n.nlookup++
+	}
+	return n
+}
+
+// peek returns the inode with this identity without counting, or nil.
+func (t *table) peek(mnt *mount, ino uint64, handle []byte) *inode {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byKey[key{mnt, ino, string(handle)}]
+}
+
+// again counts one more lookup of an inode if it is still in the table.
+func (t *table) again(n *inode) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.at(n.node) != n {
+		return false
+	}
+	n.nlookup++
+	return true
+}
+
+// forget takes back lookups and returns the inode if it was removed from the table with them.
+func (t *table) forget(node, nlookup uint64) *inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.at(node)
+	if n == nil || node == rootNode {
+		return nil
+	}
+	if n.nlookup > nlookup {
+		n.nlookup -= nlookup
+		return nil
+	}
+	n.nlookup = 0
+	slot := uint32(node)
+	t.chunks[slot>>chunkBits][slot%chunkSize] = nil
+	t.free = append(t.free, slot)
+	if t.byKey[n.key] == n {
+		delete(t.byKey, n.key)
+		t.shrink()
+	}
+	return n
+}
+
+// shrink gives memory back after the kernel dropped its caches: a Go map never gets smaller by itself.
+func (t *table) shrink() {
+	if t.peak < 1<<14 || len(t.byKey) > t.peak/8 {
+		return
+	}
+	m := make(map[key]*inode, len(t.byKey))
+	for k, n := range t.byKey {
+		m[k] = n
+	}
+	t.byKey, t.peak = m, len(m)
+}
+
+// len returns the number of inodes in the table.
+func (t *table) len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.byKey)
+}
+
+// each calls f for each inode.
+func (t *table) each(f func(*inode)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, c := range t.chunks {
+		for _, n := range c {
+			if n != nil {
+				f(n)
+			}
+		}
+	}
+}

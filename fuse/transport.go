@@ -1,0 +1,284 @@
+package fuse
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	raw "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// transport carries requests from /dev/fuse to the operations and the answers back.
+//
+// Server threads sit in read(2) on the device. One that gets a request performs it and answers before it reads again,
+// so a request is done by one thread with one wake-up. When no thread is left waiting, the one that took the last
+// request starts another, so slow requests delay nobody.
+type transport struct {
+	fd      int
+	dev     *os.File
+	tree    *tree
+	proto   *raw.ProtocolServer
+	workers sync.WaitGroup
+
+	waiting atomic.Int32 // threads in read(2)
+	running atomic.Int32 // threads
+	stopped atomic.Bool
+
+	mu   sync.Mutex
+	tids map[int]struct{} // threads that may be in read(2)
+	err  error
+
+	counts [64]atomic.Uint64
+}
+
+const (
+	maxWrite = 1 << 20 // the most that one READ or WRITE carries: 256 pages (FUSE_MAX_MAX_PAGES)
+	// bufSize has room for the header as well; the kernel refuses to fill less (fuse_dev_do_read).
+	bufSize = maxWrite + 4096
+
+	maxWaiting = 4    // threads that wait for nothing beyond that end
+	maxThreads = 4096 // threads in all, far below the Go runtime's limit of 10,000
+)
+
+func newTransport(t *tree, dev *os.File) (*transport, error) {
+	opts := &raw.MountOptions{
+		MaxWrite:             maxWrite,
+		MaxBackground:        64,
+		EnableLocks:          true,
+		EnableAcl:            true,
+		EnableSymlinkCaching: true, // the target of a symbolic link cannot change
+		MaxStackDepth:        t.stackDepth(),
+		Logger:               log.Default(),
+		ExtraCapabilities: raw.CAP_ATOMIC_O_TRUNC | raw.CAP_DONT_MASK | raw.CAP_EXPORT_SUPPORT |
+			raw.CAP_HANDLE_KILLPRIV_V2 | raw.CAP_ASYNC_DIO | raw.CAP_IOCTL_DIR | raw.CAP_SETXATTR_EXT,
+		// With an answer of ENOSYS to OPEN the kernel would never ask again, for the whole mount.
+		DisabledCapabilities: raw.CAP_NO_OPEN_SUPPORT | raw.CAP_NO_OPENDIR_SUPPORT,
+	}
+	if !t.opts.Passthrough {
+		opts.DisabledCapabilities |= raw.CAP_PASSTHROUGH
+	}
+	fd := int(dev.Fd()) // blocking from here on
+	if err := unix.SetNonblock(fd, false); err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("fuse device: %w", err)
+	}
+	c := &transport{fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), tids: make(map[int]struct{})}
+	t.backing.connect(fd)
+	return c, nil
+}
+
+// serve runs until the connection ends.
+func (c *transport) serve() error {
+	c.start()
+	c.workers.Wait()
+	c.dev.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// start starts a server thread.
+func (c *transport) start() {
+	c.running.Add(1)
+	c.workers.Add(1)
+	go c.work()
+}
+
+// work is a server thread. It never unlocks its thread, so that the runtime ends it with the goroutine: its
+// credentials and its working directory are nothing for other goroutines.
+func (c *transport) work() {
+	defer c.workers.Done()
+	defer c.running.Add(-1)
+	if err := c.tree.threads.enter(); err != nil {
+		c.fail(fmt.Errorf("server thread: %w", err))
+		return
+	}
+	tid := unix.Gettid()
+	c.mu.Lock()
+	c.tids[tid] = struct{}{}
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.tids, tid)
+		c.mu.Unlock()
+	}()
+
+	in, out := make([]byte, bufSize), make([]byte, bufSize)
+	for {
+		if c.waiting.Add(1) > maxWaiting {
+			c.waiting.Add(-1)
+			return
+		}
+		n, err := c.read(in)
+		if c.waiting.Add(-1) == 0 && err == nil && c.running.Load() < maxThreads {
+			c.start()
+		}
+		if err != nil {
+			if err != errEnd {
+				c.fail(err)
+			}
+			return
+		}
+		if opcode(in) == opSetLkw {
+			// Waits for a lock for as long as it takes. Others must not wait with it.
+			req := append([]byte(nil), in[:n]...)
+			c.workers.Add(1)
+			go func() {
+				defer c.workers.Done()
+				c.handle(req, make([]byte, 4096))
+			}()
+			continue
+		}
+		c.handle(in[:n], out)
+	}
+}
+
+// errEnd: the file system was unmounted, or stop was called.
+var errEnd = fmt.Errorf("end of connection")
+
+// read waits for a request.
+func (c *transport) read(buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(c.fd, buf)
+		if c.stopped.Load() {
+			return 0, errEnd
+		}
+		switch err {
+		case nil:
+			if n < headerSize {
+				return 0, errEnd // end of /dev/null, see stop
+			}
+			return n, nil
+		case unix.EINTR, unix.EAGAIN, unix.ENOENT:
+			// ENOENT: the request was given up while it was being read.
+		case unix.ENODEV, unix.ECONNABORTED:
+			return 0, errEnd
+		case unix.EPERM:
+			// The superblock is not there yet, and there is nothing to wait on: poll(2) returns POLLERR at once.
+			time.Sleep(time.Millisecond)
+		default:
+			return 0, fmt.Errorf("read from fuse device: %w", err)
+		}
+	}
+}
+
+// Layout of struct fuse_in_header.
+const (
+	headerSize = 40
+	opSetLkw   = 33
+	opLookup   = 1
+)
+
+func opcode(req []byte) uint32 { return binary.NativeEndian.Uint32(req[4:]) }
+func nodeID(req []byte) uint64 { return binary.NativeEndian.Uint64(req[16:]) }
+
+// handle performs one request and answers.
+func (c *transport) handle(req, out []byte) {
+	op := opcode(req)
+	c.counts[op%uint32(len(c.counts))].Add(1)
+	var n int
+	st := raw.ENOENT
+	if nodeID(req) != rootNode || !bytes.Contains(req[headerSize:], pollHack) || c.tree.usesItself.Load() {
+		n, st = c.proto.HandleRequest([][]byte{req}, [][]byte{out})
+	}
+	if !st.Ok() {
+		// Nothing that the protocol has an answer for, but the process that waits needs one.
+		n = outHeaderSize
+		binary.NativeEndian.PutUint32(out[4:], uint32(-int32(st)))
+		copy(out[8:16], req[8:16])
+	}
+	if n == 0 {
+		return
+	}
+	binary.NativeEndian.PutUint32(out, uint32(n))
+	// ENOENT: nobody waits for the answer any more. Nothing can be done about other errors either.
+	_, _ = unix.Write(c.fd, out[:n])
+}
+
+const outHeaderSize = 16
+
+// pollHack is a name that go-fuse makes up in the root directory, for servers that use their own mount. We have no use
+// for it, and a tree of files has no such file.
+var pollHack = []byte(".go-fuse-epoll-hack\x00")
+
+// fail ends the connection because of an error.
+func (c *transport) fail(err error) {
+	c.mu.Lock()
+	if c.err == nil {
+		c.err = err
+	}
+	c.mu.Unlock()
+	c.hangUp()
+}
+
+// stop ends the connection and returns when no thread uses it any more, but for those in the middle of an operation.
+func (c *transport) stop() {
+	c.hangUp()
+	c.workers.Wait()
+}
+
+// hangUp makes the kernel abort the connection, which it does when the last reference to the device is gone.
+//
+// Threads in read(2) hold a reference, and closing a descriptor does not wake them. So /dev/null takes the place of
+// the device under the same number, and the threads get a signal. The Go runtime installs its handlers with
+// SA_RESTART: each read starts over, on the number, and finds the end of /dev/null.
+func (c *transport) hangUp() {
+	if c.stopped.Swap(true) {
+		return
+	}
+	c.tree.locks.stop()
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	c.tree.backing.disconnect()
+	err = unix.Dup3(null, c.fd, unix.O_CLOEXEC)
+	unix.Close(null)
+	if err != nil {
+		return
+	}
+	go func() {
+		for c.running.Load() > 0 {
+			c.mu.Lock()
+			for tid := range c.tids {
+				_ = unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)
+			}
+			c.mu.Unlock()
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	runtime.Gosched()
+}
+
+// requests returns the counters by name.
+func (c *transport) requests() map[string]uint64 {
+	m := make(map[string]uint64)
+	for op := range c.counts {
+		if n := c.counts[op].Load(); n > 0 {
+			name := opNames[op]
+			if name == "" {
+				name = fmt.Sprintf("OPCODE_%d", op)
+			}
+			m[name] = n
+		}
+	}
+	return m
+}
+
+var opNames = [64]string{
+	1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
+	10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE", 17: "STATFS",
+	18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR", 24: "REMOVEXATTR", 25: "FLUSH",
+	26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", 32: "SETLK",
+	33: "SETLKW", 34: "ACCESS", 35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL",
+	41: "NOTIFY_REPLY", 42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK",
+	47: "COPY_FILE_RANGE", 48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS", 51: "TMPFILE", 52: "STATX",
+	53: "COPY_FILE_RANGE_64",
+}
