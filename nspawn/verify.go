@@ -2,7 +2,9 @@ package nspawn
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -28,7 +30,8 @@ func verify(ctx context.Context, conn *godbus.Conn, path godbus.ObjectPath, p pr
 	host, err := inHostMounts(leader.PID)
 	// Alive, asked last, vouches for all that was read from /proc by number: while a process lives
 	// its number is not given away.
-	if !leader.Alive() {
+	// A process that is ending has let go of its namespaces before it counts as ended.
+	if !leader.Alive() || errors.Is(err, fs.ErrNotExist) {
 		return gone(p.Name)
 	}
 	if err != nil {

@@ -26,6 +26,10 @@ type Scope struct {
 	PIDFD       *os.File // the process to put in; stays the caller's
 	PID         int      // the same process, for systemd before v255
 	BindsTo     string   // a unit that must be active, and with which the scope ends; may be empty
+
+	// Keep keeps the unit, and with it what it has cost, after its last process went: until [Systemd.Forget],
+	// or the end of this connection. It has no effect where there is no bus.
+	Keep bool
 }
 
 // StartScope makes the scope and waits until its process is in it. It returns the scope's control
@@ -54,11 +58,38 @@ func (s *Systemd) StartScope(ctx context.Context, scope Scope) (cgroup string, e
 	return cgroup, nil
 }
 
+// Forget lets go of a scope that was made with Keep. One that is gone already is no error.
+func (s *Systemd) Forget(ctx context.Context, name string) error {
+	if s.private {
+		return nil
+	}
+	// go-systemd has no call for this. The reference belongs to the connection that it makes calls on.
+	err := s.calls.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").CallWithContext(ctx,
+		"org.freedesktop.systemd1.Manager.UnrefUnit", 0, name).Err
+	switch bus.ErrorName(err) {
+	case noSuchUnit, unknownObject, notReferenced:
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("letting go of %s: %w", name, err)
+	}
+	return nil
+}
+
 func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) error {
+	// BindsTo= is what ends the scope when its machine ends, in whatever way. But it is also a
+	// requirement, and starting a unit starts what it requires: whoever attaches to a machine in the
+	// moment when it stops would start it again, and Requisite=, which starts nothing, ends nothing
+	// either when a machine dies. So the requirements are ignored for this one job (the order is not),
+	// and the slice, which is one of them, is started by a job of its own, if it is not there yet.
+	const mode = "ignore-requirements"
+	if scope.Slice != "" {
+		if _, err := s.conn.StartUnitContext(ctx, scope.Slice, "fail", nil); err != nil {
+			return err
+		}
+	}
 	done := make(chan string, 1)
-	// Mode "fail", not "replace": a machine that is just being stopped must not have its stop job
-	// cancelled because somebody attaches to it.
-	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, "fail", s.properties(scope, pidfds), done)
+	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, mode, s.properties(scope, pidfds), done)
 	if err != nil {
 		return err
 	}
@@ -78,9 +109,8 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 	if scope.BindsTo != "" {
 		p = append(p, dbus.PropBindsTo(scope.BindsTo), dbus.PropAfter(scope.BindsTo))
 	}
-	if !s.private {
-		// A reference keeps the unit, and with it what it has cost, after its last process went, for
-		// as long as this connection stands. It is counted by bus name: there is none without a bus.
+	if scope.Keep && !s.private {
+		// The reference is counted by bus name: there is none without a bus.
 		p = append(p, property("AddRef", true))
 	}
 	if pidfds {
@@ -99,14 +129,14 @@ func unknownProperty(err error, name string) bool {
 	return bus.ErrorName(err) == propertyReadOnly && strings.Contains(err.Error(), " "+name+",")
 }
 
-// explain says what a refused scope means for who asked for a session.
+// explain says what a refused scope means.
 func explain(scope Scope, err error) error {
-	name := bus.ErrorName(err)
 	switch {
-	case errors.Is(err, errDependency), scope.BindsTo != "" && (name == noSuchUnit || name == transactionConflict):
+	case errors.Is(err, errDependency) && scope.BindsTo != "":
+		// systemd looks at it in the moment when it starts the scope, because of After=.
 		return fail.New(fail.NotRunning, "see systemctl status "+scope.BindsTo,
-			"the machine's unit %s is not active, or is being stopped: %w", scope.BindsTo, err)
-	case name == propertyReadOnly:
+			"the machine's unit %s is not active", scope.BindsTo)
+	case bus.ErrorName(err) == propertyReadOnly:
 		return fail.New(fail.NotSupported, "systemd 252 or newer is needed",
 			"this systemd cannot make the scope %s: %w", scope.Name, err)
 	}

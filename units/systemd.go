@@ -30,7 +30,8 @@ const privateSocket = "/run/systemd/private"
 // once.
 type Systemd struct {
 	conn    *dbus.Conn
-	private bool // over systemd's own socket
+	calls   *godbus.Conn // of the two that conn has, the one that it makes calls on
+	private bool         // over systemd's own socket
 
 	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
 	withoutPIDFDs atomic.Bool
@@ -39,18 +40,33 @@ type Systemd struct {
 // Connect connects to systemd over the system bus or, where there is none and the caller is root, over
 // systemd's own socket. The context bounds the connecting only. No systemd at all is fail.NotSupported.
 func Connect(ctx context.Context) (*Systemd, error) {
-	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) { return bus.Connect(ctx) })
+	s, err := connect(func() (*godbus.Conn, error) { return bus.Connect(ctx) })
 	if err == nil {
-		return &Systemd{conn: conn}, nil
+		return s, nil
 	}
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("connecting to systemd: %w", err)
 	}
-	conn, second := dbus.NewConnection(func() (*godbus.Conn, error) { return bus.ConnectPeer(ctx, privateSocket) })
+	s, second := connect(func() (*godbus.Conn, error) { return bus.ConnectPeer(ctx, privateSocket) })
 	if second != nil {
 		return nil, fail.New(fail.NotSupported, "", "cannot reach systemd: %w", errors.Join(err, second))
 	}
-	return &Systemd{conn: conn, private: true}, nil
+	s.private = true
+	return s, nil
+}
+
+// connect makes the two connections that go-systemd wants: one for calls, then one for signals.
+func connect(dial func() (*godbus.Conn, error)) (*Systemd, error) {
+	s := &Systemd{}
+	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) {
+		c, err := dial()
+		if s.calls == nil {
+			s.calls = c
+		}
+		return c, err
+	})
+	s.conn = conn
+	return s, err
 }
 
 // Close ends the connection.
@@ -110,7 +126,7 @@ func (s *Systemd) Units(ctx context.Context, pattern string) ([]Unit, error) {
 func (s *Systemd) controlGroup(ctx context.Context, name string) (string, error) {
 	p, err := s.conn.GetUnitTypePropertyContext(ctx, name, typeOf(name), "ControlGroup")
 	switch bus.ErrorName(err) {
-	case noSuchUnit, "org.freedesktop.DBus.Error.UnknownObject":
+	case noSuchUnit, unknownObject:
 		return "", nil
 	}
 	if err != nil {
@@ -149,7 +165,8 @@ var errDependency = errors.New("a unit that it depends on is not active")
 
 // Names of systemd's errors (org.freedesktop.systemd1(5), systemd's bus-common-errors.h).
 const (
-	noSuchUnit          = "org.freedesktop.systemd1.NoSuchUnit"
-	transactionConflict = "org.freedesktop.systemd1.TransactionIsDestructive"
-	propertyReadOnly    = "org.freedesktop.DBus.Error.PropertyReadOnly"
+	noSuchUnit       = "org.freedesktop.systemd1.NoSuchUnit"
+	notReferenced    = "org.freedesktop.systemd1.NotReferenced"
+	unknownObject    = "org.freedesktop.DBus.Error.UnknownObject"
+	propertyReadOnly = "org.freedesktop.DBus.Error.PropertyReadOnly"
 )

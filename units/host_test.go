@@ -1,0 +1,318 @@
+//go:build integration
+
+package units
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+)
+
+// patience bounds every wait of a test.
+const patience = 30 * time.Second
+
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func newSystemd(t *testing.T) *Systemd {
+	t.Helper()
+	s, err := Connect(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(bounded(t), args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%q: %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// child is a process of this test's that can be put into a scope.
+type child struct {
+	*exec.Cmd
+	pidfd *os.File
+	ended chan struct{}
+}
+
+func startChild(t *testing.T, args ...string) *child {
+	t.Helper()
+	c := &child{Cmd: exec.Command(args[0], args[1:]...), ended: make(chan struct{})}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(c.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	go func() { _ = c.Wait(); close(c.ended) }()
+	t.Cleanup(func() { _ = c.Process.Kill(); <-c.ended; _ = c.pidfd.Close() })
+	return c
+}
+
+func (c *child) awaitEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-c.ended:
+	case <-time.After(patience):
+		t.Fatal("the process does not end")
+	}
+}
+
+func (c *child) scope(id string) Scope {
+	return Scope{
+		Name: ScopeName("units-test", id), Description: "A test of scopes", Slice: "cntr.slice",
+		PIDFD: c.pidfd, PID: c.Process.Pid,
+	}
+}
+
+func TestScope(t *testing.T) {
+	for name, prepare := range map[string]func(*Systemd){
+		"by pidfd":  func(*Systemd) {},
+		"by number": func(s *Systemd) { s.withoutPIDFDs.Store(true) }, // as with systemd before v255
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSystemd(t)
+			prepare(s)
+			c := startChild(t, "sleep", "infinity")
+			scope := c.scope("00000001")
+			cgroup, err := s.StartScope(bounded(t), scope)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := "/cntr.slice/" + scope.Name; cgroup != want {
+				t.Errorf("control group %q, want %q", cgroup, want)
+			}
+			in, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Process.Pid))
+			if err != nil || !strings.Contains(string(in), ":"+cgroup+"\n") {
+				t.Errorf("the process is in %q, %v", in, err)
+			}
+			list, err := s.Units(bounded(t), "cntr-units*.scope")
+			if err != nil || len(list) != 1 || list[0] != (Unit{scope.Name, cgroup}) {
+				t.Errorf("Units = %v, %v", list, err)
+			}
+			shown := run(t, "systemctl", "show", scope.Name, "--property=Description,Slice,CollectMode,TimeoutStopUSec,SendSIGHUP,Delegate")
+			for _, want := range []string{"Description=A test of scopes", "Slice=cntr.slice", "CollectMode=inactive-or-failed",
+				"TimeoutStopUSec=10s", "SendSIGHUP=yes", "Delegate=no"} {
+				if !strings.Contains(shown, want+"\n") && !strings.HasSuffix(shown, want) {
+					t.Errorf("%s is missing in\n%s", want, shown)
+				}
+			}
+			if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+				t.Error(err)
+			}
+			c.awaitEnd(t)
+			if list, err := s.Units(bounded(t), "cntr-units*.scope"); err != nil || len(list) != 0 {
+				t.Errorf("after StopUnit, Units = %v, %v", list, err)
+			}
+			if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+				t.Errorf("stopping it again: %v", err)
+			}
+		})
+	}
+}
+
+// Without a bus, systemd is spoken to over its own socket.
+func TestScopeWithoutBus(t *testing.T) {
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+t.TempDir()+"/none")
+	s := newSystemd(t)
+	if !s.private {
+		t.Fatal("connected to a bus that is not there")
+	}
+	c := startChild(t, "sleep", "infinity")
+	scope := c.scope("00000002")
+	if _, err := s.StartScope(bounded(t), scope); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := s.Units(bounded(t), scope.Name); err != nil || len(list) != 1 {
+		t.Errorf("Units = %v, %v", list, err)
+	}
+	if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+		t.Error(err)
+	}
+	c.awaitEnd(t)
+}
+
+// What a scope has cost can be read after its last process has gone, if it is kept.
+func TestKeptScope(t *testing.T) {
+	s := newSystemd(t)
+	c := startChild(t, "sh", "-c", "while :; do :; done")
+	scope := c.scope("00000003")
+	scope.Keep = true
+	if _, err := s.StartScope(bounded(t), scope); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitEnd(t)
+	p, err := s.conn.GetUnitTypePropertyContext(bounded(t), scope.Name, "Scope", "CPUUsageNSec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, ok := p.Value.Value().(uint64); !ok || n == 0 || n == ^uint64(0) {
+		t.Errorf("CPUUsageNSec = %v", p.Value)
+	}
+	loaded := func() string {
+		return run(t, "systemctl", "list-units", "--all", "--no-legend", "--plain", scope.Name)
+	}
+	if loaded() == "" {
+		t.Error("systemd has forgotten the scope")
+	}
+	for range 2 { // the second time it is gone already
+		if err := s.Forget(bounded(t), scope.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := loaded(); got != "" {
+		t.Errorf("systemd still has %s", got)
+	}
+}
+
+func TestScopeErrors(t *testing.T) {
+	s := newSystemd(t)
+	ended := startChild(t, "true")
+	ended.awaitEnd(t)
+	if _, err := s.StartScope(bounded(t), ended.scope("00000004")); err == nil {
+		t.Error("a scope for a process that has ended")
+	} else {
+		t.Logf("ended: %v", err)
+	}
+	c := startChild(t, "sleep", "infinity")
+	bad := c.scope("00000005")
+	bad.Name = "cntr test.scope"
+	if _, err := s.StartScope(bounded(t), bad); err == nil {
+		t.Error("a scope with a space in its name")
+	} else {
+		t.Logf("name: %v", err)
+	}
+	unbound := c.scope("00000006")
+	unbound.BindsTo = "no-such-machine.service"
+	if _, err := s.StartScope(bounded(t), unbound); !fail.Is(err, fail.NotRunning) {
+		t.Errorf("bound to a unit that does not exist: %v, want NotRunning", err)
+	} else {
+		t.Logf("bound: %v", err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.StartScope(cancelled, c.scope("00000007")); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that was cancelled: %v", err)
+	}
+}
+
+// Who attaches to a machine that is just being stopped, or has stopped, must not start it again.
+func TestScopeDoesNotStartItsMachine(t *testing.T) {
+	s := newSystemd(t)
+	const unit = "test-bound.service"
+	path := "/run/systemd/system/" + unit
+	if err := os.WriteFile(path, []byte("[Service]\nExecStart=sleep infinity\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "systemctl", "daemon-reload")
+	t.Cleanup(func() {
+		_ = exec.Command("systemctl", "stop", unit).Run()
+		_ = os.Remove(path)
+		_ = exec.Command("systemctl", "daemon-reload").Run()
+	})
+	c := startChild(t, "sleep", "infinity")
+	scope := c.scope("00000008")
+	scope.BindsTo = unit
+	if _, err := s.StartScope(bounded(t), scope); !fail.Is(err, fail.NotRunning) {
+		t.Errorf("with the unit stopped: %v, want NotRunning", err)
+	}
+	if state := run(t, "systemctl", "show", "--property=ActiveState", "--value", unit); state != "inactive" {
+		t.Errorf("the unit was started: it is %s", state)
+	}
+	for i, end := range [][]string{
+		{"systemctl", "stop", unit},
+		{"systemctl", "kill", "--signal=KILL", unit},
+	} {
+		run(t, "systemctl", "start", unit)
+		c := startChild(t, "sleep", "infinity")
+		scope := c.scope(fmt.Sprintf("%08x", 9+i))
+		scope.BindsTo = unit
+		if _, err := s.StartScope(bounded(t), scope); err != nil {
+			t.Fatal(err)
+		}
+		for _, active := range []string{unit, scope.Name, scope.Slice} {
+			run(t, "systemctl", "is-active", active)
+		}
+		run(t, end...)
+		c.awaitEnd(t) // the scope ends with the unit, and its process with the scope
+		if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestManyScopesAtOnce(t *testing.T) {
+	s := newSystemd(t)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		c := startChild(t, "sleep", "infinity")
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			scope := c.scope(fmt.Sprintf("%08x", 100+i))
+			if _, err := s.StartScope(bounded(t), scope); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.StopUnit(bounded(t), scope.Name); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+}
+
+func BenchmarkScope(b *testing.B) {
+	s, err := Connect(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		cmd := exec.Command("sleep", "infinity")
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		pidfd := os.NewFile(uintptr(fd), "pidfd")
+		b.StartTimer()
+		_, err = s.StartScope(b.Context(), Scope{Name: ScopeName("bench", fmt.Sprintf("%08x", i)), Slice: "cntr.slice",
+			PIDFD: pidfd, PID: cmd.Process.Pid})
+		b.StopTimer()
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = pidfd.Close()
+		b.StartTimer()
+	}
+}
