@@ -231,6 +231,7 @@ func TestScopeDoesNotStartItsMachine(t *testing.T) {
 	run(t, "systemctl", "daemon-reload")
 	t.Cleanup(func() {
 		_ = exec.Command("systemctl", "stop", unit).Run()
+		_ = exec.Command("systemctl", "reset-failed", unit).Run()
 		_ = os.Remove(path)
 		_ = exec.Command("systemctl", "daemon-reload").Run()
 	})

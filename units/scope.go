@@ -64,8 +64,7 @@ func (s *Systemd) Forget(ctx context.Context, name string) error {
 		return nil
 	}
 	// go-systemd has no call for this. The reference belongs to the connection that it makes calls on.
-	err := s.calls.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1").CallWithContext(ctx,
-		"org.freedesktop.systemd1.Manager.UnrefUnit", 0, name).Err
+	err := s.object().CallWithContext(ctx, managerInterface+".UnrefUnit", 0, name).Err
 	switch bus.ErrorName(err) {
 	case noSuchUnit, unknownObject, notReferenced:
 		return nil
@@ -80,13 +79,13 @@ func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) 
 	// BindsTo= is what ends the scope when its machine ends, in whatever way. But it is also a
 	// requirement, and starting a unit starts what it requires: whoever attaches to a machine in the
 	// moment when it stops would start it again, and Requisite=, which starts nothing, ends nothing
-	// either when a machine dies. So the requirements are ignored for this one job (the order is not),
-	// and the slice, which is one of them, is started by a job of its own, if it is not there yet.
+	// either when a machine dies. So the requirements are ignored for this one job. The order is not,
+	// and the slice, which is one of them, gets a job of its own, whose outcome need not be waited for:
+	// calls on one connection are answered in order, and a scope in a slice that is not active lacks
+	// nothing but the slice's line in systemctl status.
 	const mode = "ignore-requirements"
 	if scope.Slice != "" {
-		if _, err := s.conn.StartUnitContext(ctx, scope.Slice, "fail", nil); err != nil {
-			return err
-		}
+		s.object().CallWithContext(ctx, managerInterface+".StartUnit", godbus.FlagNoReplyExpected, scope.Slice, "fail")
 	}
 	done := make(chan string, 1)
 	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, mode, s.properties(scope, pidfds), done)

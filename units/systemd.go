@@ -69,6 +69,13 @@ func connect(dial func() (*godbus.Conn, error)) (*Systemd, error) {
 	return s, err
 }
 
+const managerInterface = "org.freedesktop.systemd1.Manager"
+
+// object is systemd, for calls that go-systemd does not have.
+func (s *Systemd) object() godbus.BusObject {
+	return s.calls.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+}
+
 // Close ends the connection.
 func (s *Systemd) Close() error {
 	s.conn.Close()
