@@ -80,12 +80,15 @@ func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) 
 	// requirement, and starting a unit starts what it requires: whoever attaches to a machine in the
 	// moment when it stops would start it again, and Requisite=, which starts nothing, ends nothing
 	// either when a machine dies. So the requirements are ignored for this one job. The order is not,
-	// and the slice, which is one of them, gets a job of its own, whose outcome need not be waited for:
-	// calls on one connection are answered in order, and a scope in a slice that is not active lacks
-	// nothing but the slice's line in systemctl status.
+	// and the slice, which is one of them, gets a job of its own: once for each connection, as it costs
+	// systemd half a millisecond, and a scope in a slice that was stopped since lacks nothing but the
+	// slice's being shown as active.
 	const mode = "ignore-requirements"
-	if scope.Slice != "" {
-		s.object().CallWithContext(ctx, managerInterface+".StartUnit", godbus.FlagNoReplyExpected, scope.Slice, "fail")
+	if _, started := s.slices.LoadOrStore(scope.Slice, true); scope.Slice != "" && !started {
+		if _, err := s.conn.StartUnitContext(ctx, scope.Slice, "fail", nil); err != nil {
+			s.slices.Delete(scope.Slice)
+			return err
+		}
 	}
 	done := make(chan string, 1)
 	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, mode, s.properties(scope, pidfds), done)

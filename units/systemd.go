@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/dbus"
@@ -32,6 +33,8 @@ type Systemd struct {
 	conn    *dbus.Conn
 	calls   *godbus.Conn // of the two that conn has, the one that it makes calls on
 	private bool         // over systemd's own socket
+
+	slices sync.Map // the slices that were started
 
 	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
 	withoutPIDFDs atomic.Bool
