@@ -139,7 +139,7 @@ func New(o Options) (*FileSystem, error) {
 	t.handles.init()
 	t.opens.init()
 	t.locks.init()
-	if err := t.addRoot(o.Root, top); err != nil {
+	if err := threads.run(func() error { return t.addRoot(o.Root, top) }); err != nil {
 		unix.Close(threads.procFD)
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}

@@ -17,8 +17,21 @@ type handle struct {
 
 	dir *dirStream // of a directory
 
+	lockers []uint64 // who took POSIX locks by way of this; guarded by locks.mu
+
+	writes  bool        // open for writing
 	noFlush bool        // the kernel was told to send no FLUSH
 	wrote   atomic.Bool // something may be on its way to the disk
+}
+
+// locker notes who took a POSIX lock.
+func (h *handle) locker(owner uint64) {
+	for _, o := range h.lockers {
+		if o == owner {
+			return
+		}
+	}
+	h.lockers = append(h.lockers, owner)
 }
 
 // handles are all open files, by the number that the kernel was given.
@@ -183,7 +196,7 @@ func (fs *tree) lend(n *inode, fh uint64, hasFh bool) (lent, error) {
 
 // opened registers a file that was opened and decides how the kernel does its input and output.
 func (fs *tree) opened(n *inode, fd int, flags uint32, out *raw.OpenOut) *handle {
-	h := &handle{n: n, fd: fd}
+	h := &handle{n: n, fd: fd, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
 	s := fs.opens.enter(n)
 	s.mu.Lock()
 	fs.handles.add(h)

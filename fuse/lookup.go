@@ -8,6 +8,9 @@ import (
 // Lookup finds a name in a directory. "." and ".." come from open_by_handle_at(2) in the session (FUSE_EXPORT_SUPPORT).
 func (fs *tree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw.EntryOut) raw.Status {
 	dir := fs.inodes.get(h.NodeId)
+	if dir == nil && name == "." {
+		return status(fs.lookupBuried(h.NodeId, out))
+	}
 	if dir == nil {
 		return raw.Status(unix.ESTALE)
 	}
@@ -102,6 +105,33 @@ func (fs *tree) lookupSelf(n *inode, out *raw.EntryOut) error {
 	return nil
 }
 
+// lookupBuried answers for a node id that the kernel forgot a short while ago.
+func (fs *tree) lookupBuried(node uint64, out *raw.EntryOut) error {
+	old := fs.inodes.buried(node)
+	if old == nil || !fs.mounts.hold(old.mnt) {
+		return unix.ESTALE
+	}
+	defer fs.mounts.put(old.mnt)
+	var fd int
+	err := fs.threads.with(capDACReadSearch, 0, func() (err error) {
+		fd, err = openHandle(old.mnt.fd, old.handle)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	n, stx, err := fs.inodeFor(fd)
+	if err != nil {
+		return err
+	}
+	if n.node != node {
+		fs.forget(n.node, 1)
+		return unix.ESTALE
+	}
+	fs.enter(n, &stx, out)
+	return nil
+}
+
 // lookupParent answers with the parent of a directory. A directory may have been moved out of the tree by the host, so
 // only a parent that was reached from the root before is good.
 func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
@@ -127,8 +157,13 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 	if err != nil {
 		return err
 	}
-	defer fs.mounts.put(mnt)
-	parent := fs.inodes.known(mnt, stx.Ino, handle)
+	if mnt.noHandles() {
+		handle = nil
+	}
+	parent, fresh := fs.inodes.known(mnt, stx.Ino, handle)
+	if !fresh {
+		fs.mounts.put(mnt)
+	}
 	if parent == nil {
 		return unix.ESTALE
 	}

@@ -23,7 +23,6 @@ const (
 	opaque mountFlags = 1 << iota
 	// volatileData: what a file reads as is made up when it is read and its size says nothing: no page cache.
 	volatileData
-	// readOnlyMount is not tracked: the kernel answers EROFS by itself.
 )
 
 func (m *mount) noHandles() bool { return m.fd < 0 }
@@ -138,6 +137,17 @@ func (ms *mounts) open(fd int, stx *unix.Statx_t) int {
 		return -1
 	}
 	return mfd
+}
+
+// hold counts a reference to a mount unless it went out of use.
+func (ms *mounts) hold(m *mount) bool {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if m.refs == 0 {
+		return false
+	}
+	m.refs++
+	return true
 }
 
 // put gives a reference back.

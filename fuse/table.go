@@ -16,6 +16,17 @@ type table struct {
 	uses   uint32
 	byKey  map[key]*inode
 	peak   int // most inodes since byKey was made
+	graves graves
+}
+
+// graves remember inodes that the kernel forgot a short while ago, so that handles that a session took of them
+// (name_to_handle_at(2) on our mount) work for longer than the kernel's caches: it has nothing but the node id then.
+// Their slots stay reserved. They do not keep their mount in use.
+type graves struct {
+	byNode map[uint64]*inode
+	byKey  map[key]*inode
+	ring   [1 << 13]*inode
+	next   int
 }
 
 const (
@@ -28,6 +39,7 @@ type chunk [chunkSize]*inode
 
 func newTable() *table {
 	t := &table{byKey: make(map[key]*inode)}
+	t.graves.byNode, t.graves.byKey = make(map[uint64]*inode), make(map[key]*inode)
 	t.chunks = append(t.chunks, new(chunk))
 	for slot := uint32(chunkSize - 1); slot > rootNode; slot-- {
 		t.free = append(t.free, slot) // slots 0 and 1 are no node id and the root
@@ -62,9 +74,34 @@ func (t *table) lookup(mnt *mount, ino uint64, handle []byte, kind uint32) (n *i
 		n.nlookup++
 		return n, false
 	}
+	if n := t.graves.byKey[key{mnt, ino, string(handle)}]; n != nil && n.kind == kind {
+		return t.revive(n), true
+	}
 	n = &inode{key: key{mnt, ino, string(handle)}, kind: kind}
 	t.add(n)
 	return n, true
+}
+
+// known is lookup for an inode that the kernel knows, or did a short while ago; else it returns nil.
+func (t *table) known(mnt *mount, ino uint64, handle []byte) (n *inode, fresh bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := key{mnt, ino, string(handle)}
+	if n := t.byKey[k]; n != nil {
+		n.nlookup++
+		return n, false
+	}
+	if n := t.graves.byKey[k]; n != nil {
+		return t.revive(n), true
+	}
+	return nil, false
+}
+
+// buried returns what a node id stood for that the kernel forgot a short while ago, or nil.
+func (t *table) buried(node uint64) *inode {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.graves.byNode[node]
 }
 
 // insert puts a made-up inode into the table and counts one lookup.
@@ -104,17 +141,6 @@ func (t *table) addRoot(n *inode) {
 	t.byKey[n.key] = n
 }
 
-// known returns the inode with this identity and counts one lookup, or nil if the kernel does not know it.
-func (t *table) known(mnt *mount, ino uint64, handle []byte) *inode {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.byKey[key{mnt, ino, string(handle)}]
-	if n != nil {
-		n.nlookup++
-	}
-	return n
-}
-
 // peek returns the inode with this identity without counting, or nil.
 func (t *table) peek(mnt *mount, ino uint64, handle []byte) *inode {
 	t.mu.RLock()
@@ -148,11 +174,49 @@ func (t *table) forget(node, nlookup uint64) *inode {
 	n.nlookup = 0
 	slot := uint32(node)
 	t.chunks[slot>>chunkBits][slot%chunkSize] = nil
-	t.free = append(t.free, slot)
 	if t.byKey[n.key] == n {
 		delete(t.byKey, n.key)
 		t.shrink()
 	}
+	if n.made || n.handle == "" {
+		t.free = append(t.free, slot)
+	} else {
+		t.bury(n)
+	}
+	return n
+}
+
+// bury remembers n in the place of what was forgotten longest ago.
+func (t *table) bury(n *inode) {
+	g := &t.graves
+	if old := g.ring[g.next]; old != nil && g.byNode[old.node] == old {
+		t.unbury(old)
+		t.free = append(t.free, uint32(old.node))
+	}
+	g.ring[g.next] = n
+	g.next = (g.next + 1) % len(g.ring)
+	g.byNode[n.node] = n
+	if old := g.byKey[n.key]; old == nil {
+		g.byKey[n.key] = n
+	}
+}
+
+func (t *table) unbury(n *inode) {
+	delete(t.graves.byNode, n.node)
+	if t.graves.byKey[n.key] == n {
+		delete(t.graves.byKey, n.key)
+	}
+}
+
+// revive puts a forgotten inode back under its node id. Its place in the ring stays, and means nothing any more.
+func (t *table) revive(old *inode) *inode {
+	t.unbury(old)
+	n := &inode{key: old.key, node: old.node, nlookup: 1, kind: old.kind}
+	n.extra.Store(old.extra.Load())
+	slot := uint32(n.node)
+	t.chunks[slot>>chunkBits][slot%chunkSize] = n
+	t.byKey[n.key] = n
+	t.peak = max(t.peak, len(t.byKey))
 	return n
 }
 

@@ -104,6 +104,19 @@ func (t *threads) enter() error {
 	return nil
 }
 
+// run runs f on a server thread of its own.
+func (t *threads) run(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		err := t.enter()
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 // setCaps changes the effective capabilities of this thread.
 func (t *threads) setCaps(effective caps) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

@@ -132,7 +132,9 @@ func (c *transport) work() {
 			c.workers.Add(1)
 			go func() {
 				defer c.workers.Done()
-				c.handle(req, make([]byte, 4096))
+				if err := c.tree.threads.enter(); err == nil {
+					c.handle(req, make([]byte, 4096))
+				}
 			}()
 			continue
 		}
