@@ -63,11 +63,12 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		return nil, err
 	}
 	results := map[string]godbus.Variant{}
-	if started.Terminal != nil {
+	if terminal := started.Terminal; terminal != nil {
 		// Ours is closed with the answer: the caller's shall be the only one, so that the session
 		// notices when it goes.
-		m.own(started.Terminal)
-		results["terminal"] = godbus.MakeVariant(godbus.UnixFD(started.Terminal.Fd()))
+		started.Terminal = nil
+		m.own(terminal)
+		results["terminal"] = godbus.MakeVariant(godbus.UnixFD(terminal.Fd()))
 	}
 	e, err := s.sessions.add(started)
 	if err != nil {

@@ -98,3 +98,16 @@ func FuzzEscape(f *testing.F) {
 		}
 	})
 }
+
+func TestPrintable(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"Session in web: gdb -p 1", "Session in web: gdb -p 1"},
+		{"a\nb\x1b[31m\xff", "a�b�[31m�"},
+		{strings.Repeat("ü", 300), strings.Repeat("ü", 199) + "…"},
+		{strings.Repeat("ü", 200), strings.Repeat("ü", 200)},
+	} {
+		if got := printable(c.in); got != c.want {
+			t.Errorf("printable(%q) = %q, want %q", c.in, got, c.want)
+		}
+	}
+}

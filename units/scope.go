@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
@@ -100,7 +101,7 @@ func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) 
 
 func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 	p := []dbus.Property{
-		dbus.PropDescription(scope.Description),
+		dbus.PropDescription(printable(scope.Description)),
 		property("CollectMode", "inactive-or-failed"), // leave nothing behind, failed or not
 		property("TimeoutStopUSec", uint64(stopTimeout.Microseconds())),
 		property("SendSIGHUP", true), // a shell does not end on SIGTERM
@@ -119,6 +120,22 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 		return append(p, property("PIDFDs", []godbus.UnixFD{godbus.UnixFD(scope.PIDFD.Fd())}))
 	}
 	return append(p, property("PIDs", []uint32{uint32(scope.PID)}))
+}
+
+// printable makes any text one line that D-Bus can carry and a terminal can show, of a length that fits
+// one: commands hold any bytes, and are as long as they like.
+func printable(s string) string {
+	const most = 200
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+	if runes := []rune(s); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return s
 }
 
 func property(name string, value any) dbus.Property {

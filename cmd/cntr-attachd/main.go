@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/nspawn"
@@ -103,7 +104,7 @@ func (p program) run(ctx context.Context, log *slog.Logger) error {
 	resolver := &nspawn.Resolver{}
 	defer resolver.Close()
 	return dbus.Serve(ctx, dbus.Config{
-		Machines:    machine.Registry{resolver},
+		Machines:    machine.Registry{resolver, engine.Process{}},
 		Sessions:    launcher,
 		Version:     version,
 		IdleTimeout: p.idleTimeout,
