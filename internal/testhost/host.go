@@ -142,7 +142,8 @@ func (h *Host) down(ctx context.Context) error {
 		leaders = h.state.Supervisor.liveChildren()
 	}
 	for _, leader := range leaders {
-		if err := leader.kill(ctx); err != nil {
+		unstick := func() error { return abortFUSE(leader, h.dir) }
+		if err := leader.kill(ctx, 2*time.Second, unstick); err != nil {
 			return fmt.Errorf("end the test host: %w", err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 // A mount is a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 type mount struct {
+	device  string // major:minor
 	point   string
 	fstype  string
 	options []string // of the file system, not of the mount
@@ -23,7 +24,7 @@ func parseMount(line string) (mount, error) {
 	if !ok || len(fields) < 6 || len(rest) < 3 {
 		return mount{}, fmt.Errorf("not a line of mountinfo: %q", line)
 	}
-	return mount{point: unescape(fields[4]), fstype: rest[0], options: strings.Split(rest[2], ",")}, nil
+	return mount{device: fields[2], point: unescape(fields[4]), fstype: rest[0], options: strings.Split(rest[2], ",")}, nil
 }
 
 // has says whether the file system has an option.

@@ -63,8 +63,9 @@ func (p process) alive() bool {
 }
 
 // kill ends the process with SIGKILL and waits until it is gone. The first process of a pid namespace
-// takes the whole namespace with it, and is gone only when all the others are.
-func (p process) kill(ctx context.Context) error {
+// takes the whole namespace with it, and is gone only when all the others are. If it is not gone after
+// some patience, unstick is called.
+func (p process) kill(ctx context.Context, patience time.Duration, unstick func() error) error {
 	fd, ok := p.open()
 	if !ok {
 		return nil
@@ -72,6 +73,14 @@ func (p process) kill(ctx context.Context) error {
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", p.PID, err)
+	}
+	patient, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if p.waitFD(patient, fd) == nil {
+		return nil
+	}
+	if err := unstick(); err != nil {
+		return err
 	}
 	return p.waitFD(ctx, fd)
 }
@@ -88,7 +97,7 @@ func (p process) waitOrKill(ctx context.Context, patience time.Duration) error {
 	if p.waitFD(patient, fd) == nil {
 		return nil
 	}
-	return p.kill(ctx)
+	return p.kill(ctx, patience, func() error { return nil })
 }
 
 // waitFD waits for the pidfd to become readable, which it does when the process has ended.
@@ -122,33 +131,47 @@ func startTime(pid int) (uint64, error) {
 	return parseStartTime(stat)
 }
 
-// parseStartTime reads field 22 of /proc/PID/stat. Field 2, the name, may hold spaces and brackets, so
-// counting starts behind the last bracket.
 func parseStartTime(stat []byte) (uint64, error) {
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("no start time in %q", stat)
+	field, err := statField(stat, 22)
+	if err != nil {
+		return 0, err
 	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
+	return strconv.ParseUint(field, 10, 64)
 }
 
-// liveChildren are the processes whose parent is p (Linux 3.5 with CONFIG_PROC_CHILDREN), none if p is gone.
+func parseParent(stat []byte) (int, error) {
+	field, err := statField(stat, 4)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(field)
+}
+
+// statField returns a field of /proc/PID/stat by its number in proc_pid_stat(5), 3 or higher. Field 2, the
+// name, may hold spaces and brackets, so counting starts behind the last bracket.
+func statField(stat []byte, number int) (string, error) {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < number-2 {
+		return "", fmt.Errorf("no field %d in %q", number, stat)
+	}
+	return string(fields[number-3]), nil
+}
+
+// liveChildren are the processes whose parent is p, none if p is gone.
 func (p process) liveChildren() []process {
 	if !p.alive() {
 		return nil
 	}
-	pid := strconv.Itoa(p.PID)
-	list, err := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
-	if err != nil {
-		return nil
-	}
 	var found []process
-	for _, field := range bytes.Fields(list) {
-		n, err := strconv.Atoi(string(field))
+	for _, pid := range descendants(p.PID) {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		if err != nil {
 			continue
 		}
-		if child, err := identify(n); err == nil {
+		if parent, err := parseParent(stat); err != nil || parent != p.PID {
+			continue
+		}
+		if child, err := identify(pid); err == nil {
 			found = append(found, child)
 		}
 	}
