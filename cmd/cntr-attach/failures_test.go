@@ -102,11 +102,12 @@ func TestKilledReaperEndsTheSession(t *testing.T) {
 
 func TestStoppedMachineEndsTheSession(t *testing.T) {
 	for _, how := range []string{"terminate", "kill"} {
-		stop := startMachine(t, "doomed-"+how)
-		r, _ := sleeper(t, "doomed-"+how)
+		machine := "doomed" + how
+		stop := startMachine(t, machine)
+		r, _ := sleeper(t, machine)
 		stop(how)
 		if code := r.exit(30 * time.Second); code != 125 ||
-			!strings.Contains(r.stderr.String(), `machine "nspawn:doomed-`+how+`" has stopped`) {
+			!strings.Contains(r.stderr.String(), `machine "nspawn:`+machine+`" has stopped`) {
 			t.Errorf("%s: exit status %d, %q", how, code, &r.stderr)
 		}
 	}
@@ -117,10 +118,10 @@ func TestStoppedMachineEndsTheSession(t *testing.T) {
 func startMachine(t *testing.T, name string) (stop func(how string)) {
 	t.Helper()
 	unit := name + ".service"
-	must(t, "systemd-run", "--quiet", "--unit="+name, "--property=Delegate=yes", "--property=Type=notify",
+	must(t, "systemd-run", "--quiet", "--collect", "--unit="+name, "--property=Delegate=yes", "--property=Type=notify",
 		"--property=KillMode=mixed",
 		"systemd-nspawn", "--quiet", "--keep-unit", "--private-network", "--read-only", "--notify-ready=no",
-		"--machine="+name, "--directory="+must(t, "machinectl", "show", "--property=RootDirectory", "--value", slim), "/slim")
+		"--machine="+name, "--directory="+must(t, "machinectl", "show", "--property=RootDirectory", "--value", slim), "/usr/bin/slim")
 	t.Cleanup(func() { runCommand(t, nil, "systemctl", "stop", unit) })
 	return func(how string) {
 		if how == "kill" {

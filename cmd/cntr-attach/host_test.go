@@ -51,7 +51,7 @@ func attachWith(t *testing.T, stdin io.Reader, args ...string) outcome {
 
 func runCommand(t *testing.T, stdin io.Reader, args ...string) outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), runTimeout) // not t's: clean-ups run commands, too
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	var stdout, stderr bytes.Buffer

@@ -92,7 +92,7 @@ func TestSessionInAUserNamespaceIsNobodyOnTheHost(t *testing.T) {
 	_ = r.cmd.Process.Kill()
 	// What needs a capability of the host must fail, for the session's root as for the machine's.
 	for _, attempt := range []string{
-		"mount -t tmpfs tmpfs /tmp", "mknod /tmp/sda b 8 0", "date --set=@0", "chroot /proc/1/root swapoff -a",
+		"mount -t tmpfs tmpfs /tmp", "mknod /tmp/sda b 8 0", "date --set=@0",
 		"echo h > /proc/sysrq-trigger",
 	} {
 		if o := attachTo(t, userns, "sh", "-c", attempt); o.code == 0 {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"net"
 	"regexp"
 	"strings"
 	"testing"
@@ -49,14 +48,10 @@ func TestHostToolsDebugASlimMachine(t *testing.T) {
 func TestAddressesAreTheMachines(t *testing.T) {
 	for _, machine := range machines {
 		out := succeeds(t, machine, "ip", "-brief", "address")
-		host, err := net.Interfaces()
-		if err != nil {
-			t.Fatal(err)
-		}
 		inside := must(t, "nsenter", "-n", "-t", must(t, "machinectl", "show", "--property=Leader", "--value", machine),
 			"ip", "-brief", "address")
-		if strings.TrimSpace(out) != inside {
-			t.Errorf("%s: got\n%s\nwant\n%s(the host has %v)", machine, out, inside, host)
+		if strings.TrimSuffix(out, "\n") != inside || !strings.Contains(out, "host0") {
+			t.Errorf("%s: got\n%s\nwant\n%s", machine, out, inside)
 		}
 	}
 }

@@ -131,22 +131,28 @@ func nearest(s string, names []string) []string {
 	return out
 }
 
-// edits is the Levenshtein distance of two strings, in bytes.
+// edits is the number of bytes to insert, delete, change, or swap with the next, to make a into b (the
+// optimal string alignment distance).
 func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	var before []int // the row before the last
+	last := make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		row := make([]int, len(b)+1)
 		row[0] = i + 1
 		for j := range len(b) {
-			cost := diagonal
+			cost := last[j]
 			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
+				cost = 1 + min(last[j], row[j], last[j+1])
 			}
-			diagonal, row[j+1] = row[j+1], cost
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				cost = min(cost, 1+before[j-1])
+			}
+			row[j+1] = cost
 		}
+		before, last = last, row
 	}
-	return row[len(b)]
+	return last[len(b)]
 }

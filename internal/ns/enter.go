@@ -132,12 +132,15 @@ func (e *Entry) explain(p *plan, s stage, at int, errno unix.Errno) error {
 	case stageShed:
 		steps = p.shed.steps
 	}
-	what := "forking"
+	what, blame := "forking", fail.Code("")
 	if at < len(steps) {
-		what = steps[at].what
+		what, blame = steps[at].what, steps[at].blame
 	}
 	if errno == unix.ESRCH {
 		return fail.New(fail.NotRunning, "", "%s: the machine has just stopped", what)
+	}
+	if blame != "" {
+		return fail.New(blame, "", "%s: %w", what, errno)
 	}
 	return fmt.Errorf("%s: %w", what, errno)
 }
@@ -255,6 +258,9 @@ func (e *Entry) planEnter(p *program) {
 	private := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	p.do("making the mounts private", unix.SYS_MOUNT_SETATTR, unix.AT_FDCWD, "/", unix.AT_RECURSIVE,
 		unsafe.Pointer(private), int(unsafe.Sizeof(*private)))
+	// The new root as well, should it be a clone: what is mounted in it would appear in the original.
+	p.do("making the tools tree private", unix.SYS_MOUNT_SETATTR, e.Root.Fd(), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE,
+		unsafe.Pointer(private), int(unsafe.Sizeof(*private)))
 	p.do("mounting the tools tree", unix.SYS_MOVE_MOUNT, e.Root.Fd(), "", unix.AT_FDCWD, "/",
 		unix.MOVE_MOUNT_F_EMPTY_PATH)
 	p.do("entering the tools tree", unix.SYS_FCHDIR, e.Root.Fd())
@@ -327,6 +333,7 @@ func (e *Entry) planBecome(p *program) {
 		p.accept(unix.ENOENT, unix.EACCES, unix.ENOTDIR)
 	} else {
 		p.do(fmt.Sprintf("entering the directory %q", e.Dir), unix.SYS_CHDIR, e.Dir)
+		p.steps[len(p.steps)-1].blame = fail.InvalidArgument
 	}
 }
 

@@ -100,7 +100,7 @@ func enter(t *testing.T, e *Entry) (string, unix.WaitStatus, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	status, err := p.Wait()
+	status, _, err := p.Wait()
 	if errReap := p.Reap(); errReap != nil {
 		t.Error(errReap)
 	}

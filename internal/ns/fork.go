@@ -38,9 +38,16 @@ type plan struct {
 
 	// What the children hand to the kernel by address. It is here, on the heap, because the compiler
 	// may drop a local variable that it only sees converted to a number.
-	status uint32
+	ending ending
 	one    [1]byte
 	record record
+}
+
+// ending is what the reaper writes to the exit pipe when the command has ended.
+type ending struct {
+	status  uint32 // as of wait(2)
+	_       uint32
+	pending uint64 // signals that the reaper has been sent and has blocked
 }
 
 const none = ^uintptr(0)
@@ -150,12 +157,13 @@ func reaper(p *plan) {
 func reap(p *plan, command uintptr) {
 	call(unix.SYS_CLOSE, p.report, 0, 0, 0)
 	for {
-		pid, errno := call(unix.SYS_WAIT4, none, uintptr(unsafe.Pointer(&p.status)), unix.WNOHANG, 0)
+		pid, errno := call(unix.SYS_WAIT4, none, uintptr(unsafe.Pointer(&p.ending.status)), unix.WNOHANG, 0)
 		switch {
 		case errno == unix.ECHILD:
 			exit(0)
 		case errno == 0 && pid == command:
-			call(unix.SYS_WRITE, p.exit, uintptr(unsafe.Pointer(&p.status)), unsafe.Sizeof(p.status), 0)
+			call(unix.SYS_RT_SIGPENDING, uintptr(unsafe.Pointer(&p.ending.pending)), unsafe.Sizeof(p.ending.pending), 0, 0)
+			call(unix.SYS_WRITE, p.exit, uintptr(unsafe.Pointer(&p.ending)), unsafe.Sizeof(p.ending), 0)
 		case errno == 0 && pid == 0:
 			// Nobody is dead. Both signals are blocked, so that none is lost between here and there.
 			signal, errno := call(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&p.waitMask)), 0, 0, unsafe.Sizeof(p.waitMask))

@@ -69,7 +69,7 @@ func MountFUSE(writable bool) (device, mount *os.File, err error) {
 		option{"default_permissions", ""})
 	if err != nil {
 		_ = device.Close() // nothing was served on it
-		return nil, nil, err
+		return nil, nil, fail.New(fail.NotSupported, "is /dev/fuse the FUSE device?", "mounting FUSE: %w", err)
 	}
 	return device, mount, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,12 +19,16 @@ type Process struct {
 
 // Wait waits for the command to end and returns its wait status. It returns io.EOF if the reaper ended
 // without having seen that: it was killed, and the command with it.
-func (p *Process) Wait() (unix.WaitStatus, error) {
-	var b [4]byte
+//
+// An init that shuts a machine down asks all its processes to end before it does. The reaper has been
+// asked, too, then, and stopping tells so.
+func (p *Process) Wait() (status unix.WaitStatus, stopping bool, err error) {
+	var b [unsafe.Sizeof(ending{})]byte
 	if _, err := io.ReadFull(p.status, b[:]); err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	return unix.WaitStatus(binary.NativeEndian.Uint32(b[:])), nil
+	pending := binary.NativeEndian.Uint64(b[unsafe.Offsetof(ending{}.pending):])
+	return unix.WaitStatus(binary.NativeEndian.Uint32(b[:])), pending&signals(unix.SIGTERM) != 0, nil
 }
 
 // Reap waits until nothing is left of what the command started, and lets go of the reaper.

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // program is a list of system calls for a forked child to make, in order. The parent builds it, with all
@@ -24,6 +26,7 @@ type step struct {
 	args   [6]uintptr
 	from   [6]result    // where not zero: the argument is what that step returned
 	accept []unix.Errno // errors that are none
+	blame  fail.Code    // what a failure of it is; empty: Internal
 	value  uintptr      // in the child: what the call returned
 }
 

@@ -66,6 +66,10 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	defer func() {
 		if err != nil {
 			_ = unix.PidfdSendSignal(int(s.Process.File.Fd()), unix.SIGKILL, nil, 0) // it may have ended
+			if s.Scope != "" {
+				// A scope whose process ended before it got there never runs empty.
+				err = errors.Join(err, l.systemd.StopUnit(context.WithoutCancel(ctx), s.Scope))
+			}
 			closeAll(s.Process.File, s.Terminal)
 		}
 	}()
@@ -81,13 +85,12 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		return nil, fmt.Errorf("talking to the session process: %w", err)
 	}
 	if l.systemd != nil {
-		if err := l.scope(ctx, s, m); err != nil {
+		if err := l.scope(ctx, s, m); err != nil && s.Process.Alive() {
 			return nil, err
 		}
 	}
-	if err := lines.Encode(proceed{}); err != nil {
-		return nil, fmt.Errorf("talking to the session process: %w", err)
-	}
+	// A session process that found something wrong has ended by now, and told why.
+	_ = lines.Encode(proceed{})
 	s.Terminal, err = receiveReply(control)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("starting the session: %w", ctx.Err())

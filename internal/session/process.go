@@ -254,80 +254,108 @@ func (p *process) stopped() *fail.Error {
 	return fail.New(fail.NotRunning, "", "machine %q has stopped", p.request.Info.Machine)
 }
 
+// ending is how the command ended: err is io.EOF where the reaper was killed before it could tell.
+type ending struct {
+	status   unix.WaitStatus
+	stopping bool // the reaper was asked to end, too
+	err      error
+}
+
 // wait waits for the session's end and brings it about for everything that belongs to it.
 func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) Status {
-	type ending struct {
-		status unix.WaitStatus
-		err    error
-	}
 	command := make(chan ending, 1)
 	go func() {
-		status, err := reaper.Wait()
-		command <- ending{status, err}
+		status, stopping, err := reaper.Wait()
+		command <- ending{status, stopping, err}
 	}()
 	abandoned := make(chan struct{})
 	go func() {
 		waitForReader(p.status)
 		close(abandoned)
 	}()
+	stopped := make(chan struct{})
+	go func() {
+		p.leader.Wait(-1)
+		close(stopped)
+	}()
 
 	var s Status
-	var end ending
-	select {
-	case end = <-command:
-	case <-terminate:
+	var end *ending
+	// A command gets a moment to end by itself.
+	ask := func(signal unix.Signal) {
 		s.Terminated = true
-		// systemd sends the signal to all that is in a scope; without one, nobody else does.
-		p.members.signalOthers(unix.SIGTERM)
+		p.members.signalOthers(signal)
 		select {
-		case end = <-command:
+		case e := <-command:
+			end = &e
 		case <-time.After(terminationGrace):
 		}
+	}
+	select {
+	case e := <-command:
+		end = &e
+	case <-terminate:
+		ask(unix.SIGTERM)
 	case <-abandoned:
-		s.Terminated = true
+		ask(unix.SIGHUP) // as if a terminal had hung up
 	case err := <-p.served:
 		s.Error = fail.New(fail.Internal, "", "the tools tree is no longer served: %w", err)
 	}
-	left := p.end(reaper)
-	if left != nil {
+	if left := p.end(reaper); left != nil {
 		fmt.Fprintf(os.Stderr, "cntr-session: ending session %s: %v\n", p.request.Info.ID, left)
 	}
 	if s.Error != nil {
 		return s
 	}
-	if end == (ending{}) && s.Terminated {
-		end = <-command // it has just been killed
+	if end == nil {
+		e := <-command // it has just been killed
+		end = &e
 	}
-	return p.judge(s, end.status, end.err)
+	p.judge(&s, *end, stopped, terminate)
+	return s
 }
 
 // terminationGrace is how long a command may take to end by itself when its session is ended.
 const terminationGrace = 2 * time.Second
 
-// stopWait bounds how long a killed command waits for the news that its machine has stopped.
-const stopWait = time.Second
+// stopWait bounds how long a machine may take to stop after it has asked its processes to end; killWait
+// how long the news of its end may take after the kernel killed all that was in it.
+const (
+	stopWait = 10 * time.Second
+	killWait = time.Second
+)
 
-// judge says what the end of the command means. A stopping machine kills everything in it before its
-// leader is gone, so a kill may be its end: then the news of that follows at once.
-func (p *process) judge(s Status, w unix.WaitStatus, err error) Status {
-	killed := err != nil
-	if !killed && w.Signaled() && !s.Terminated {
-		switch w.Signal() {
-		case unix.SIGKILL, unix.SIGTERM, unix.SIGHUP:
-			killed = true
+// judge says what the end of the command means. Whoever stops a machine ends its processes first, with
+// a signal to all of them; whoever stops the session's scope does the same, but signals this process, too.
+func (p *process) judge(s *Status, e ending, stopped <-chan struct{}, terminate <-chan os.Signal) {
+	ended := statusOf(e.status)
+	var limit time.Duration
+	switch {
+	case s.Terminated:
+	case e.err != nil:
+		limit = killWait
+	case e.stopping && ended.Signal != 0:
+		limit = stopWait
+	}
+	if limit != 0 {
+		select {
+		case <-stopped:
+			s.Error = p.stopped()
+			return
+		case <-terminate:
+			s.Terminated = true
+		case <-time.After(limit):
 		}
 	}
 	switch {
-	case killed && p.leader.Wait(stopWait):
-		s.Error = p.stopped()
-	case err != nil:
+	case e.err == nil:
+		s.Exit, s.Signal = ended.Exit, ended.Signal
+	case s.Terminated:
+		s.Signal = int(unix.SIGKILL)
+	default:
 		s.Error = fail.New(fail.Internal, "somebody in the machine may have killed it",
 			"the session was killed from outside")
-	default:
-		ended := statusOf(w)
-		s.Exit, s.Signal = ended.Exit, ended.Signal
 	}
-	return s
 }
 
 // end kills what is left of the session, and waits for the reaper.
