@@ -101,6 +101,8 @@ type tree struct {
 	backing backing
 	locks   locks
 	started time.Time
+
+	rootType int64 // of the root's file system, as statfs(2) names it
 	// usesItself lets go-fuse's poll hack work, for tests that use the mount in the server's own process.
 	usesItself atomic.Bool
 	gen        uint64 // generation of all our inodes: one number for each life of a file system
@@ -196,6 +198,10 @@ func (fs *tree) addRoot(root *os.File, top *extra) error {
 	if err != nil {
 		unix.Close(fd)
 		return err
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) == nil {
+		fs.rootType = st.Type
 	}
 	n := &inode{key: key{mnt, stx.Ino, string(handle)}, kind: unix.S_IFDIR}
 	n.extra.Store(top)

@@ -197,12 +197,13 @@ func (fs *tree) lend(n *inode, fh uint64, hasFh bool) (lent, error) {
 // opened registers a file that was opened and decides how the kernel does its input and output.
 func (fs *tree) opened(n *inode, fd int, flags uint32, out *raw.OpenOut) *handle {
 	h := &handle{n: n, fd: fd, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	locked := fs.locks.any(n)
 	s := fs.opens.enter(n)
 	s.mu.Lock()
 	fs.handles.add(h)
 	s.handles = append(s.handles, h)
 	out.Fh = h.fh
-	fs.chooseIO(n, s, h, flags, out)
+	fs.chooseIO(n, s, h, locked, out)
 	s.mu.Unlock()
 	return h
 }

@@ -21,6 +21,7 @@ type inode struct {
 	nlookup uint64                // how often the kernel was told of this inode; guarded by table.mu
 	desc    *desc                 // a descriptor, if there is one; guarded by descs.mu
 	extra   atomic.Pointer[extra] // entries made up below this directory, or, with made, the entry that this is
+	stamp   atomic.Uint64         // of size and times when it was last opened, see unchanged
 	kind    uint32                // S_IFMT of the mode; never changes
 	pinned  bool                  // desc is kept until the inode is forgotten; guarded by descs.mu
 	made    bool                  // exists in memory only

@@ -1,7 +1,11 @@
 package fuse
 
 import (
+	"sync/atomic"
+	"unsafe"
+
 	raw "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // ioMode is how the kernel reads and writes the files that are open on one inode. Linux allows one way per inode at a
@@ -15,27 +19,125 @@ const (
 	ioPassthrough        // the kernel uses the tree's file
 )
 
-// backing registers files of the tree with the kernel.
-type backing struct{}
+// backing registers files of the tree with the kernel for passthrough (Linux 6.9, CONFIG_FUSE_PASSTHROUGH). The kernel
+// opens the tree's file again for each open of ours, with the credentials that it was registered with, and
+// reads, writes, maps and splices it without asking.
+type backing struct {
+	dev int
+	off atomic.Bool // the kernel does not do it at all, or not for us
+}
+
+func (b *backing) connect(dev int) { b.dev = dev }
+
+// struct fuse_backing_map and the ioctls of linux/fuse.h.
+type backingMap struct {
+	fd      int32
+	flags   uint32
+	padding uint64
+}
+
+const (
+	devIocBackingOpen  = 0x4010e501
+	devIocBackingClose = 0x4004e502
+)
+
+// open registers fd. EPERM: no CAP_SYS_ADMIN; ENOTTY, EINVAL: not in this kernel or not negotiated; EOPNOTSUPP: not
+// this sort of file; ELOOP: the file system is stacked too deep already, see stackDepth.
+func (b *backing) open(fd int) (int32, error) {
+	m := backingMap{fd: int32(fd)}
+	id, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(b.dev), devIocBackingOpen, uintptr(unsafe.Pointer(&m)))
+	switch errno {
+	case 0:
+		return int32(id), nil
+	case unix.EPERM, unix.ENOTTY, unix.EINVAL:
+		b.off.Store(true)
+	}
+	return 0, errno
+}
+
+// close gives an id back. Files that are open in passthrough mode keep the registration for themselves.
+func (b *backing) close(id int32) {
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(b.dev), devIocBackingClose, uintptr(unsafe.Pointer(&id)))
+}
+
+// stackDepth is what the kernel is told of how deep file systems may be stacked under us. On a host whose root is
+// overlayfs (depth 1) that is 2, the limit, so no overlayfs can then be mounted over a directory of ours.
+func (fs *tree) stackDepth() int {
+	if fs.rootType == unix.OVERLAYFS_SUPER_MAGIC {
+		return 2
+	}
+	return 1
+}
 
 // chooseIO fills the flags of an answer to OPEN or CREATE. The state's lock is held.
-func (fs *tree) chooseIO(n *inode, s *openState, h *handle, flags uint32, out *raw.OpenOut) {
+func (fs *tree) chooseIO(n *inode, s *openState, h *handle, locked bool, out *raw.OpenOut) {
 	if s.io == ioUndecided {
-		s.io = ioCached
-		if n.mnt != nil && n.mnt.flags&volatileData != 0 {
-			s.io = ioDirect
+		s.io = fs.firstIO(n, s, h)
+	}
+	switch s.io {
+	case ioPassthrough:
+		out.OpenFlags |= raw.FOPEN_PASSTHROUGH
+		out.BackingID = s.backing
+	case ioDirect:
+		out.OpenFlags |= raw.FOPEN_DIRECT_IO
+	case ioCached:
+		if fs.unchanged(n, h) {
+			out.OpenFlags |= raw.FOPEN_KEEP_CACHE
 		}
 	}
-	if s.io == ioDirect {
-		out.OpenFlags |= raw.FOPEN_DIRECT_IO
+	// Each close(2) sends a FLUSH, for two ends: to drop the POSIX locks of the process, and to report errors of
+	// earlier writes. A file that is open for reading only, that nobody has locks on, needs neither. If a lock is taken
+	// by way of it later, it goes with the last descriptor at the latest, see released.
+	if !h.writes && !locked {
+		h.noFlush = true
+		out.OpenFlags |= raw.FOPEN_NOFLUSH
 	}
 }
 
+// firstIO decides for an inode that nothing is open on.
+func (fs *tree) firstIO(n *inode, s *openState, h *handle) ioMode {
+	if n.mnt.flags&volatileData != 0 {
+		return ioDirect
+	}
+	if !fs.opts.Passthrough || fs.backing.off.Load() || h.writes && hasSetID(h.fd) {
+		return ioCached
+	}
+	// Writes in passthrough mode are done with the credentials of this thread. With CAP_FSETID nobody's write would
+	// clear set-id bits. Without it everybody's does; so files that have them when they are opened for writing go
+	// through the server, which is told what the writer may. What remains: root clears the bits too if it writes to
+	// a file that got them while it was open.
+	err := fs.threads.with(capSysAdmin, capFSETID, func() (err error) {
+		s.backing, err = fs.backing.open(h.fd)
+		return err
+	})
+	if err != nil {
+		return ioCached
+	}
+	return ioPassthrough
+}
+
+func hasSetID(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0
+}
+
+// unchanged says whether the file is what it was when it was opened last, so that its pages in memory are good.
+func (fs *tree) unchanged(n *inode, h *handle) bool {
+	var st unix.Stat_t
+	if unix.Fstat(h.fd, &st) != nil {
+		return false
+	}
+	stamp := uint64(st.Size)
+	for _, v := range []int64{st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec} {
+		stamp = (stamp ^ uint64(v)) * 0x9e3779b97f4a7c15
+	}
+	return n.stamp.Swap(stamp) == stamp
+}
+
 // endIO is called when the last file open on an inode was closed. The state's lock is held.
-func (fs *tree) endIO(s *openState) { s.io = ioUndecided }
-
-func (b *backing) connect(dev int) {}
-func (b *backing) disconnect()     {}
-
-// stackDepth is what INIT answers for passthrough.
-func (fs *tree) stackDepth() int { return 1 }
+func (fs *tree) endIO(s *openState) {
+	if s.io == ioPassthrough {
+		fs.backing.close(s.backing)
+	}
+	s.io = ioUndecided
+}

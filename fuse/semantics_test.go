@@ -55,7 +55,9 @@ func TestSetIDBitsAreCleared(t *testing.T) {
 			for i, what := range []string{"write", "append", "truncate", "ftruncate", "open O_TRUNC", "chown", "fallocate", "root write", "root chown"} {
 				for _, bits := range []uint32{0o6777, 0o2767, 0o4755 | 0o22} {
 					path := fmt.Sprintf("%s/f%d-%o", dir, i, bits)
-					must(t, os.WriteFile(path, []byte("content"), 0o644))
+					// Made without an open file, which could still be open in passthrough mode for the server.
+					must(t, unix.Mknod(path, unix.S_IFREG|0o644, 0))
+					must(t, unix.Truncate(path, 7))
 					must(t, os.Chown(path, 0, 100))
 					must(t, unix.Chmod(path, bits))
 					act := func() {
@@ -551,7 +553,8 @@ func TestStatxBirthTime(t *testing.T) {
 }
 
 func TestHandlesInTheSession(t *testing.T) {
-	s := serve(t, files(t, "dir/sub/f", "gone"), Options{Writable: true})
+	// A descriptor in the cache would keep the removed file alive.
+	s := serve(t, files(t, "dir/sub/f", "gone"), Options{Writable: true, Descriptors: 1})
 	mnt, err := unix.Open(s.mnt, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	must(t, err)
 	defer unix.Close(mnt)

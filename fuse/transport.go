@@ -240,7 +240,6 @@ func (c *transport) hangUp() {
 	if err != nil {
 		return
 	}
-	c.tree.backing.disconnect()
 	err = unix.Dup3(null, c.fd, unix.O_CLOEXEC)
 	unix.Close(null)
 	if err != nil {
