@@ -145,7 +145,9 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 		what string
 		list []string
 	}{
-		{"argument", o.Command}, {"environment", o.Environment}, {"user", []string{o.User}},
+		{"argument", o.Command},
+		{"environment", o.Environment},
+		{"user", []string{o.User}},
 		{"working directory", []string{o.WorkingDirectory}},
 	} {
 		for _, text := range texts.list {

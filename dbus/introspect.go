@@ -59,7 +59,8 @@ func describe(o object, children []string) (string, error) {
 	if err := xml.Unmarshal(interfaceXML, &own); err != nil {
 		return "", fmt.Errorf("org.cntr.Attach1.xml: %w", err)
 	}
-	known := append(own.Interfaces, introspect.IntrospectData, introspect.PeerData, prop.IntrospectData)
+	known := slices.Concat(own.Interfaces,
+		[]introspect.Interface{introspect.IntrospectData, introspect.PeerData, prop.IntrospectData})
 	var node introspect.Node
 	for _, name := range slices.Sorted(maps.Keys(o)) {
 		i := slices.IndexFunc(known, func(i introspect.Interface) bool { return i.Name == name })

@@ -53,8 +53,10 @@ func TestObjectTree(t *testing.T) {
 			t.Errorf("%s has the children %q, want %q", test.path, children, test.children)
 		}
 	}
-	for _, path := range []godbus.ObjectPath{"/com", "/org/cntr/Attach", "/org/cntr/Attach1/sessions",
-		sessionsPath + "/1/2", sessionsPath + "/none"} {
+	for _, path := range []godbus.ObjectPath{
+		"/com", "/org/cntr/Attach", "/org/cntr/Attach1/sessions",
+		sessionsPath + "/1/2", sessionsPath + "/none",
+	} {
 		if err := c.conn.Object(Name, path).Call(introspectable+".Introspect", 0).Err; err == nil {
 			t.Errorf("%s: no error", path)
 		}

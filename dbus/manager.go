@@ -26,7 +26,7 @@ func (s *server) listMachines(ctx context.Context, _ caller, _ *message) ([]any,
 		return nil, err
 	}
 	if err != nil {
-		s.Log.Warn("some machines cannot be listed", "error", err)
+		s.Log.Warn("Some machines cannot be listed", "error", err)
 	}
 	rows := []machineRow{}
 	for _, m := range list {
@@ -76,8 +76,10 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		_ = started.Close()
 		return nil, err
 	}
-	s.Log.Info("session started", "session", started.ID, "machine", started.Machine, "user", started.User,
-		"command", strings.Join(started.Command, " "), "caller", who.uid, "scope", started.Scope)
+	command := strings.Join(started.Command, " ")
+	s.Log.Info(fmt.Sprintf("Session %s in %s started for uid %d: %s", started.ID, started.Machine, who.uid, clean(command)),
+		"session", started.ID, "machine", started.Machine, "user", started.User, "command", command,
+		"caller", who.uid, "scope", started.Scope)
 	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), results}, nil
 }
 
@@ -164,7 +166,8 @@ func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
 		s.emit(e.path, propertiesInterface, "PropertiesChanged", sessionInterface,
 			map[string]godbus.Variant{"State": godbus.MakeVariant(e.state())}, []string{})
 	}
-	s.Log.Info("session terminated", "session", e.ID, "machine", e.Machine, "caller", who.uid)
+	s.Log.Info(fmt.Sprintf("Session %s in %s is terminated by uid %d", e.ID, e.Machine, who.uid),
+		"session", e.ID, "machine", e.Machine, "caller", who.uid)
 	return s.Sessions.Terminate(ctx, e.Session)
 }
 
@@ -183,7 +186,7 @@ func (s *server) refresh(ctx context.Context) error {
 		}
 	}
 	if failed != nil {
-		s.Log.Warn("some sessions cannot be taken up", "error", failed)
+		s.Log.Warn("Some sessions cannot be taken up", "error", failed)
 	}
 	return nil
 }

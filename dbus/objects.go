@@ -57,8 +57,8 @@ type objects struct {
 func newObjects() objects {
 	between := object{
 		peerInterface: {
-			"Ping":         {open: true, call: ping},
-			"GetMachineId": {open: true, call: machineID},
+			"Ping":         {open: true, call: (*server).ping},
+			"GetMachineId": {open: true, call: (*server).machineID},
 		},
 		introspectable: {
 			"Introspect": {open: true, call: (*server).introspect},
@@ -150,9 +150,9 @@ func pathOf(m *message) godbus.ObjectPath {
 	return p
 }
 
-func ping(*server, context.Context, caller, *message) ([]any, error) { return nil, nil }
+func (s *server) ping(context.Context, caller, *message) ([]any, error) { return nil, nil }
 
-func machineID(*server, context.Context, caller, *message) ([]any, error) {
+func (s *server) machineID(context.Context, caller, *message) ([]any, error) {
 	id, err := os.ReadFile("/etc/machine-id")
 	if err != nil {
 		return nil, err

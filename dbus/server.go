@@ -200,14 +200,14 @@ func (s *server) finish(m *message, body []any, err error) {
 	if err != nil {
 		reply, internal := encodeError(err)
 		if internal {
-			s.Log.Error("call failed", "member", member(m), "sender", sender(m), "error", err)
+			s.Log.Error("Call failed", "member", member(m), "sender", sender(m), "error", err)
 		}
 		err = s.conn.refuse(m, reply)
 	} else {
 		err = s.conn.reply(m, body)
 	}
 	if err != nil {
-		s.Log.Warn("cannot answer", "member", member(m), "sender", sender(m), "error", err)
+		s.Log.Warn("Cannot answer", "member", member(m), "sender", sender(m), "error", err)
 	}
 }
 
@@ -304,6 +304,7 @@ func (s *server) sessionRemoved(e *entry) {
 	s.mu.Lock()
 	s.idle = time.Now()
 	s.mu.Unlock()
+	s.Log.Info(fmt.Sprintf("Session %s in %s ended", e.ID, e.Machine), "session", e.ID, "machine", e.Machine)
 	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path)
 	s.Notify("STATUS=" + s.status())
 }
@@ -311,7 +312,7 @@ func (s *server) sessionRemoved(e *entry) {
 // emit sends a signal. Those who miss one can ask.
 func (s *server) emit(path godbus.ObjectPath, iface, member string, body ...any) {
 	if err := s.conn.emit(path, iface, member, body...); err != nil {
-		s.Log.Warn("cannot emit signal", "member", member, "error", err)
+		s.Log.Warn("Cannot emit a signal", "member", member, "error", err)
 	}
 }
 

@@ -145,12 +145,18 @@ func TestErrorsKeepCodeMessageAndHint(t *testing.T) {
 		{attach("panic", run), fail.Internal, internalMessage, ""},
 		{attach("web", AttachOptions{Command: []string{""}}), fail.InvalidArgument, "invalid argv: it names no command", ""},
 		{attach("web", AttachOptions{}), fail.InvalidArgument, "invalid argv: it names no command", ""},
-		{attach("web", AttachOptions{Command: []string{"\xff"}}), fail.InvalidArgument,
-			`argument "\xff" cannot go over the bus: it is not UTF-8`, "as root, --direct takes any bytes"},
-		{attach("web", AttachOptions{Command: []string{"true"}, Environment: []string{"=x"}}), fail.InvalidArgument,
-			`invalid option environment: "=x" is not NAME=VALUE`, ""},
-		{attach("web", AttachOptions{Command: []string{"true"}, WorkingDirectory: "tmp"}), fail.InvalidArgument,
-			`invalid option working-directory: "tmp" is not an absolute path`, ""},
+		{
+			attach("web", AttachOptions{Command: []string{"\xff"}}), fail.InvalidArgument,
+			`argument "\xff" cannot go over the bus: it is not UTF-8`, "as root, --direct takes any bytes",
+		},
+		{
+			attach("web", AttachOptions{Command: []string{"true"}, Environment: []string{"=x"}}), fail.InvalidArgument,
+			`invalid option environment: "=x" is not NAME=VALUE`, "",
+		},
+		{
+			attach("web", AttachOptions{Command: []string{"true"}, WorkingDirectory: "tmp"}), fail.InvalidArgument,
+			`invalid option working-directory: "tmp" is not an absolute path`, "",
+		},
 		{c.TerminateSession(context.Background(), "1"), fail.NoSuchSession, `no session has the id "1"`, "see cntrctl sessions"},
 	} {
 		got := fail.From(test.err)

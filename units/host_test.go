@@ -112,8 +112,10 @@ func TestScope(t *testing.T) {
 				t.Errorf("Units = %v, %v", list, err)
 			}
 			shown := run(t, "systemctl", "show", scope.Name, "--property=Description,Slice,CollectMode,TimeoutStopUSec,SendSIGHUP,Delegate")
-			for _, want := range []string{"Description=A test of scopes", "Slice=cntr.slice", "CollectMode=inactive-or-failed",
-				"TimeoutStopUSec=10s", "SendSIGHUP=yes", "Delegate=no"} {
+			for _, want := range []string{
+				"Description=A test of scopes", "Slice=cntr.slice", "CollectMode=inactive-or-failed",
+				"TimeoutStopUSec=10s", "SendSIGHUP=yes", "Delegate=no",
+			} {
 				if !strings.Contains(shown, want+"\n") && !strings.HasSuffix(shown, want) {
 					t.Errorf("%s is missing in\n%s", want, shown)
 				}
@@ -305,8 +307,10 @@ func BenchmarkScope(b *testing.B) {
 		}
 		pidfd := os.NewFile(uintptr(fd), "pidfd")
 		b.StartTimer()
-		_, err = s.StartScope(b.Context(), Scope{Name: ScopeName("bench", fmt.Sprintf("%08x", i)), Slice: "cntr.slice",
-			PIDFD: pidfd, PID: cmd.Process.Pid})
+		_, err = s.StartScope(b.Context(), Scope{
+			Name: ScopeName("bench", fmt.Sprintf("%08x", i)), Slice: "cntr.slice",
+			PIDFD: pidfd, PID: cmd.Process.Pid,
+		})
 		b.StopTimer()
 		if err != nil {
 			b.Fatal(err)

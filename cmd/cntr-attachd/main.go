@@ -45,22 +45,28 @@ type program struct {
 }
 
 func main() {
-	log := newLog(os.Stderr)
-	p, err := parse(os.Args[1:])
+	os.Exit(run(os.Args[1:]))
+}
+
+// run is the program, and returns its exit status.
+func run(args []string) int {
+	p, err := parse(args)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
-		return
+		return 0
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "cntr-attachd: %v\nhint: see cntr-attachd --help\n", err)
-		os.Exit(2)
+		return 2
 	}
+	log := newLog(os.Stderr)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	if err := p.run(ctx, log); err != nil {
-		log.Error("failed", "error", err)
-		notify(log)("STATUS=" + err.Error())
-		os.Exit(1)
+	if err := p.serve(ctx, log); err != nil {
+		log.Error("Failed", "error", err)
+		notify(log)("STATUS=Failed: " + err.Error())
+		return 1
 	}
+	return 0
 }
 
 // parse reads the command line. It answers --help and --version itself, with pflag.ErrHelp.
@@ -86,8 +92,8 @@ func parse(args []string) (program, error) {
 	return p, nil
 }
 
-// run is the service's life.
-func (p program) run(ctx context.Context, log *slog.Logger) error {
+// serve is the service's life.
+func (p program) serve(ctx context.Context, log *slog.Logger) error {
 	const startTimeout = 20 * time.Second
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -117,7 +123,7 @@ func (p program) run(ctx context.Context, log *slog.Logger) error {
 func notify(log *slog.Logger) func(string) {
 	return func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
-			log.Warn("cannot notify the service manager", "error", err)
+			log.Warn("Cannot notify the service manager", "error", err)
 		}
 	}
 }
