@@ -128,7 +128,7 @@ func (r *Resolver) List(ctx context.Context) ([]machine.Info, error) {
 		case isGone(err):
 			continue // it ended since it was listed
 		case err != nil:
-			return nil, fmt.Errorf("machine %q: %w", row.Name, err)
+			return nil, unavailable(fmt.Errorf("asking machined about %q: %w", row.Name, err))
 		case p.State == "closing":
 			continue
 		}
@@ -228,7 +228,7 @@ func goneOr(name string, err error) error {
 	if isGone(err) {
 		return gone(name)
 	}
-	return fmt.Errorf("machine %q: %w", name, err)
+	return unavailable(fmt.Errorf("asking machined about %q: %w", name, err))
 }
 
 // isGone reports whether machined's object does not exist any more.
@@ -240,7 +240,8 @@ func isGone(err error) bool {
 	return false
 }
 
-// unavailable explains a failed call where there is no machined to answer it.
+// unavailable explains a call that failed although nothing was wrong with it: there is no machined to
+// answer, or it was restarted in the middle of it.
 func unavailable(err error) error {
 	switch {
 	case bus.NotInstalled(err):
@@ -249,7 +250,7 @@ func unavailable(err error) error {
 	case bus.NotStarted(err):
 		return fail.New(fail.NotSupported, "see systemctl status systemd-machined",
 			"machined cannot be started: %w", err)
-	case errors.Is(err, context.DeadlineExceeded):
+	case bus.ErrorName(err) != "", errors.Is(err, context.DeadlineExceeded):
 		return fail.New(fail.NotSupported, "see systemctl status systemd-machined",
 			"machined does not answer: %w", err)
 	}
