@@ -34,13 +34,24 @@ checkout := $(shell printf %s '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 # ---- What is needed ----
 
 .PHONY: setup
-setup:
+setup: packages bin/tools/golangci-lint
+
+# Debian packages, and Go where Debian has a recent one.
+.PHONY: packages
+packages:
 	@.ci/setup
+
+# golangci-lint has gofumpt, vet and staticcheck in it.
+bin/tools/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum | packages
+	@echo 'building the linters (once, some minutes)'
+	@mkdir -p bin/tools
+	@cd .ci/tools && GOBIN='$(CURDIR)/bin/tools' go install -buildvcs=false tool
+	@touch bin/tools/*
 
 # ---- Programs ----
 
 .PHONY: build
-build: setup
+build: packages
 	@$(MAKE) --no-print-directory programs
 
 # Without setup, for packaging and for make install.
@@ -55,7 +66,7 @@ programs:
 	done
 
 .PHONY: bin/testhost
-bin/testhost: setup
+bin/testhost: packages
 	@go build -buildvcs=false -o $@ ./internal/testhost/cmd
 
 # ---- Installation ----
@@ -82,6 +93,22 @@ install: programs
 # $(call data,FILES,DIRECTORY) installs files, if there are any.
 data = set -- $1; [ $$\# = 0 ] || install -D -m 0644 -t '$(DESTDIR)$2' "$$@"
 
+# ---- Linters ----
+
+scripts := $(shell git ls-files -z 2>/dev/null | xargs -0 grep -lE '^\#!/bin/(ba)?sh' 2>/dev/null)
+
+.PHONY: check
+check: setup
+	bin/tools/golangci-lint run --allow-parallel-runners ./...
+	shellcheck $(scripts)
+	.ci/verify-units
+	.ci/vulnerabilities
+
+# Lays out the source as make check wants it.
+.PHONY: format
+format: setup
+	bin/tools/golangci-lint fmt
+
 # ---- Tests ----
 
 # A test that needs root, a mount, a machine or systemd is in a file with
@@ -91,26 +118,39 @@ data = set -- $1; [ $$\# = 0 ] || install -D -m 0644 -t '$(DESTDIR)$2' "$$@"
 # and runs in the test host, with make test. All others run anywhere, as anybody, with make test-unit.
 
 .PHONY: test-unit
-test-unit: setup
+test-unit: packages
 	go test ./...
+
+# $(on_testhost) boots a test host of this checkout's own for the rest of a recipe, with the product
+# installed, and ends it whatever happens.
+on_testhost = exec 9>bin/.test.lock; flock 9; \
+	trap 'bin/testhost down' EXIT; \
+	bin/testhost up; \
+	bin/testhost install
+# One package at a time: some tests stop the daemon, or count what all others leave behind.
+gotest := go test -tags integration -count 1 -p 1 -exec '$(CURDIR)/bin/testhost run'
+TESTFLAGS :=
 
 .PHONY: test
 test: export TESTHOST := test-$(checkout)
 test: build bin/testhost
-	@exec 9>bin/.test.lock; flock 9; \
-	trap 'bin/testhost down' EXIT; \
-	bin/testhost up; \
-	bin/testhost install; \
-	go test -tags integration -count 1 -p 1 -timeout 30m -exec '$(CURDIR)/bin/testhost run' $(TESTFLAGS) ./...
+	@$(on_testhost); \
+	$(gotest) -timeout 10m $(TESTFLAGS) ./...
 
 .PHONY: bench
 bench: export TESTHOST := test-$(checkout)
 bench: build bin/testhost
-	@exec 9>bin/.test.lock; flock 9; \
-	trap 'bin/testhost down' EXIT; \
-	bin/testhost up; \
-	bin/testhost install; \
-	go test -tags integration -count 1 -p 1 -timeout 60m -run '^$$' -bench . -exec '$(CURDIR)/bin/testhost run' $(TESTFLAGS) ./...
+	@$(on_testhost); \
+	$(gotest) -timeout 60m -run '^$$' -bench . $(TESTFLAGS) ./...
+
+# The main job: a program in a machine that has nothing else in it is debugged with the host's tools.
+.PHONY: demo
+demo: export TESTHOST := test-$(checkout)
+demo: build bin/testhost
+	@$(on_testhost); \
+	.ci/demo
+
+# ---- A test host to work with ----
 
 .PHONY: testhost-up
 testhost-up: bin/testhost

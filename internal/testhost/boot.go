@@ -23,7 +23,7 @@ func (h *Host) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer notify.Close() //nolint:errcheck // nobody is left to write to it
+	defer notify.Close()
 
 	args, err := h.nspawnArgs()
 	if err != nil {
@@ -39,7 +39,7 @@ func (h *Host) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer console.Close() //nolint:errcheck // systemd-nspawn has its own descriptor
+	defer console.Close()
 
 	// The shell moves itself into the control groups, and becomes systemd-nspawn only when it is told
 	// that its number is on record: a line on standard input, after the fork and before the exec.

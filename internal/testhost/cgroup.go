@@ -21,7 +21,7 @@ func controlGroups(name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	var dirs []string
 	scanner := bufio.NewScanner(f)
 	for scanner.Scan() {

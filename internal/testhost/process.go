@@ -44,7 +44,7 @@ func (p process) open() (fd int, ok bool) {
 		return -1, false
 	}
 	if now, err := identify(p.PID); err != nil || now != p {
-		unix.Close(fd) //nolint:errcheck // nothing was written
+		unix.Close(fd)
 		return -1, false
 	}
 	return fd, true
@@ -56,7 +56,7 @@ func (p process) alive() bool {
 	if !ok {
 		return false
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	// A zombie still has its number and its start time, but its pidfd is readable.
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	return err == nil && n == 0
@@ -70,7 +70,7 @@ func (p process) kill(ctx context.Context, patience time.Duration, unstick func(
 	if !ok {
 		return nil
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", p.PID, err)
 	}
@@ -91,7 +91,7 @@ func (p process) waitOrKill(ctx context.Context, patience time.Duration) error {
 	if !ok {
 		return nil
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if p.waitFD(patient, fd) == nil {

@@ -159,7 +159,7 @@ func mountsBelow(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	var mounts []string
 	scanner := bufio.NewScanner(f)
 	for scanner.Scan() {
