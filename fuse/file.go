@@ -214,9 +214,7 @@ func (fs *tree) Fallocate(_ <-chan struct{}, in *raw.FallocateIn) raw.Status {
 		return st
 	}
 	h.wrote.Store(true)
-	// The request does not say whether the caller has CAP_FSETID. Clearing set-id bits of a file whose blocks change is
-	// what ext4 does for everybody else, and errs to the safe side for those who have.
-	return status(fs.threads.withoutSetID(true, func() error {
+	return status(fs.threads.withoutSetID(fs.killsSetID(&in.InHeader, h), func() error {
 		return retry(func() error {
 			return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
 		})
@@ -248,7 +246,7 @@ func (fs *tree) CopyFileRange(_ <-chan struct{}, in *raw.CopyFileRangeIn) (uint3
 	// The answer has 32 bits for the length.
 	size := min(in.Len, 1<<30)
 	var n int
-	err := fs.threads.withoutSetID(true, func() error {
+	err := fs.threads.withoutSetID(fs.killsSetID(&in.InHeader, dst), func() error {
 		return retry(func() (err error) {
 			n, err = unix.CopyFileRange(src.fd, &from, dst.fd, &to, int(size), int(in.Flags))
 			return err

@@ -116,11 +116,6 @@ func (fs *tree) firstIO(n *inode, s *openState, h *handle) ioMode {
 	return ioPassthrough
 }
 
-func hasSetID(fd int) bool {
-	var st unix.Stat_t
-	return unix.Fstat(fd, &st) != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0
-}
-
 // unchanged says whether the file is what it was when it was opened last, so that its pages in memory are good.
 func (fs *tree) unchanged(n *inode, h *handle) bool {
 	var st unix.Stat_t
