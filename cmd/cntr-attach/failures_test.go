@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -71,11 +72,19 @@ func TestKilledSessionProcessLeavesNothing(t *testing.T) {
 			r := start(t, machine, "sh", "-c", command)
 			r.line()
 			scope := scopes(t)[0]
-			all := hold(t, processes(t, scope)...)
+			pids := processes(t, scope)
+			all := hold(t, pids...)
 			if err := unix.Kill(sessionProcess(t, scope), unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			all.end(t, 2*time.Second)
+			// The reaper has waited for them: in a machine whose first process does not, they would stay.
+			for _, pid := range pids {
+				status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+				if strings.Contains(string(status), "\nState:\tZ") && !strings.Contains(string(status), "Name:\tcntr-") {
+					t.Errorf("%s: a zombie is left:\n%s", machine, status)
+				}
+			}
 			if code := r.exit(2 * time.Second); code != 125 || !strings.Contains(r.stderr.String(), "killed") {
 				t.Errorf("%s: exit status %d, %s", machine, code, &r.stderr)
 			}
@@ -102,7 +111,8 @@ func TestKilledReaperEndsTheSession(t *testing.T) {
 
 func TestStoppedMachineEndsTheSession(t *testing.T) {
 	for _, how := range []string{"terminate", "kill"} {
-		machine := "doomed" + how
+		// A new name each time: a killed systemd-nspawn leaves a mount behind that refuses the old one.
+		machine := fmt.Sprintf("doomed%s%d", how, time.Now().UnixNano())
 		stop := startMachine(t, machine)
 		r, _ := sleeper(t, machine)
 		stop(how)

@@ -17,8 +17,8 @@
 //	   └─ command     joins the user namespace, drops what the machine has not, executes the command
 //
 // The reaper is there because a machine's first process often does not wait for orphans, which would
-// then stay as zombies for ever. It keeps no capability, no descriptor but two pipes and the scope's
-// cgroup.kill, and when the session process dies it kills all that is left.
+// then stay as zombies for ever. It keeps no capability but CAP_KILL, no descriptor but a pipe, the list of
+// its children and the scope's cgroup.kill, and when the session process dies it kills all that is left.
 //
 // # The nested mount namespace
 //

@@ -64,17 +64,22 @@ func Enter(e *Entry) (*Process, error) {
 	defer reportR.Close()
 	exitR, exitW, err := os.Pipe()
 	if err != nil {
-		_ = reportW.Close()
+		closeAll(reportW)
 		return nil, err
 	}
-	p := e.plan(reportW, exitW)
+	children, err := os.Open(os.DevNull) // a number, for the reaper to put something else there
+	if err != nil {
+		closeAll(reportW, exitR, exitW)
+		return nil, err
+	}
+	defer children.Close()
+	p := e.plan(reportW, exitW, children)
 	joiner, errno := fork(p)
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(e)
-	_ = reportW.Close() // so that the pipe ends when the children's copies are gone
-	_ = exitW.Close()
+	closeAll(reportW, exitW) // so that the pipes end when the children's copies are gone
 	if errno != 0 {
-		_ = exitR.Close()
+		closeAll(exitR)
 		return nil, fmt.Errorf("forking: %w", errno)
 	}
 	reaper, err := e.await(p, reportR)
@@ -83,7 +88,7 @@ func Enter(e *Entry) (*Process, error) {
 		if reaper != 0 {
 			_, _ = wait(reaper)
 		}
-		_ = exitR.Close()
+		closeAll(exitR)
 		return nil, err
 	}
 	return &Process{PID: reaper, status: exitR}, nil
@@ -160,20 +165,21 @@ func (e *Entry) check() error {
 }
 
 // plan writes down what the children will do.
-func (e *Entry) plan(report, exit *os.File) *plan {
+func (e *Entry) plan(report, exit, children *os.File) *plan {
 	p := &plan{
 		report:   report.Fd(),
 		exit:     exit.Fd(),
+		children: children.Fd(),
 		kill:     none,
 		waitMask: signals(unix.SIGCHLD, parentDied),
 	}
 	if e.Kill != nil {
 		p.kill = e.Kill.Fd()
 	}
-	e.planJoin(&p.join, report, exit)
-	e.planEnter(&p.enter)
+	e.planJoin(&p.join, report, exit, children)
+	e.planEnter(&p.enter, children)
 	e.planBecome(&p.become)
-	e.planShed(&p.shed, report, exit)
+	e.planShed(&p.shed, report, exit, children)
 
 	last := &p.become
 	for _, path := range e.candidates() {
@@ -199,19 +205,26 @@ func (e *Entry) candidates() []string {
 	return paths
 }
 
-func (e *Entry) planJoin(p *program, report, exit *os.File) {
+func (e *Entry) planJoin(p *program, report, exit, children *os.File) {
 	// Until the reaper listens for it, the death of the session process is just its end.
 	p.do("asking for a signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL))
 	// First of all let go of what is not needed, above all of /dev/fuse: a FUSE connection ends with its
 	// last descriptor, and a child that held one while it waits for an answer would wait for ever if
 	// the session process died.
-	keep := []*os.File{report, exit, e.Leader, e.Root, e.Kill, e.Terminal, e.Stdio[0], e.Stdio[1], e.Stdio[2]}
+	keep := []*os.File{report, exit, children, e.Leader, e.Root, e.Kill, e.Terminal, e.Stdio[0], e.Stdio[1], e.Stdio[2]}
 	for _, m := range e.Mounts {
 		keep = append(keep, m.Source)
 	}
 	closeBut(p, keep, 0)
 	if flags := e.Namespaces &^ unix.CLONE_NEWUSER; flags != 0 {
 		p.do("joining the machine's namespaces", unix.SYS_SETNS, e.Leader.Fd(), uintptr(flags))
+	}
+}
+
+// closeAll closes files on a path where an error of it has no reader.
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		_ = f.Close()
 	}
 }
 
@@ -233,12 +246,19 @@ func closeBut(p *program, files []*os.File, low int) {
 	p.do("closing descriptors", unix.SYS_CLOSE_RANGE, low, int(^uint32(0)), 0)
 }
 
-func (e *Entry) planEnter(p *program) {
+func (e *Entry) planEnter(p *program, children *os.File) {
 	p.do("asking for a signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL))
 	p.do("setting the name", unix.SYS_PRCTL, unix.PR_SET_NAME, "cntr-reaper")
 	every := ^uint64(0)
 	p.do("blocking signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, unsafe.Pointer(&every), 0, int(unsafe.Sizeof(every)))
 	p.do("becoming a subreaper", unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1)
+
+	// The reaper's list of its children, from a procfs that nobody but the kernel has touched.
+	proc := newInstance(p, "proc")
+	list := p.do("opening the list of children", unix.SYS_OPENAT, proc, "thread-self/children", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	p.accept(unix.ENOENT) // CONFIG_PROC_CHILDREN is not set
+	p.do("keeping the list of children", unix.SYS_DUP3, list, children.Fd(), unix.O_CLOEXEC)
+	p.accept(unix.EBADF)
 
 	// The machine's mounts are cloned while we are in its mount namespace: open_tree(2) takes only
 	// mounts of the caller's own. A clone stays a peer of the original, so it is made a slave
@@ -338,13 +358,14 @@ func (e *Entry) planBecome(p *program) {
 }
 
 // planShed leaves the reaper with what it needs for its rounds. It is in the machine's pid namespace,
-// where the machine's root may ptrace it: without capabilities there is nothing to be gained.
-func (e *Entry) planShed(p *program, report, exit *os.File) {
+// where the machine's root may ptrace it: there must be nothing to be gained. It keeps one capability,
+// to be able to kill the command whoever that has become.
+func (e *Entry) planShed(p *program, report, exit, children *os.File) {
 	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	nothing := &[2]unix.CapUserData{}
-	p.do("dropping capabilities", unix.SYS_CAPSET, unsafe.Pointer(header), unsafe.Pointer(nothing))
+	kill := &[2]unix.CapUserData{{Effective: 1 << unix.CAP_KILL, Permitted: 1 << unix.CAP_KILL}}
+	p.do("dropping capabilities", unix.SYS_CAPSET, unsafe.Pointer(header), unsafe.Pointer(kill))
 	p.do("asking for a signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(parentDied))
-	closeBut(p, []*os.File{report, exit, e.Kill}, 0)
+	closeBut(p, []*os.File{report, exit, children, e.Kill}, 0)
 }
 
 func signals(list ...unix.Signal) uint64 {

@@ -32,6 +32,7 @@ type plan struct {
 	report    uintptr // descriptor: pipe to the parent, records
 	exit      uintptr // descriptor: pipe to the parent, the command's wait status
 	kill      uintptr // descriptor: the scope's cgroup.kill, or none
+	children  uintptr // descriptor: the reaper's own /proc/thread-self/children
 	waitMask  uint64  // the signals that the reaper waits for
 	noMask    uint64  // no signal
 	defaulted sigaction
@@ -41,6 +42,7 @@ type plan struct {
 	ending ending
 	one    [1]byte
 	record record
+	list   [4096]byte // of children
 }
 
 // ending is what the reaper writes to the exit pipe when the command has ended.
@@ -168,12 +170,43 @@ func reap(p *plan, command uintptr) {
 			// Nobody is dead. Both signals are blocked, so that none is lost between here and there.
 			signal, errno := call(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&p.waitMask)), 0, 0, unsafe.Sizeof(p.waitMask))
 			if errno == 0 && signal == uintptr(parentDied) {
-				p.one[0] = '1'
-				call(unix.SYS_WRITE, p.kill, uintptr(unsafe.Pointer(&p.one)), 1, 0)
-				exit(1) // without a scope, the command dies of this: it asked for PR_SET_PDEATHSIG
+				slay(p)
+				exit(1)
 			}
 		}
 	}
+}
+
+// slay kills and waits for all that descends from the reaper, when the session process has died. The
+// orphans of those that it kills become its own children, so in the end it has seen them all. A child that
+// has not been waited for keeps its process id: nobody else's process is ever hit.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func slay(p *plan) {
+	for {
+		n, errno := call(unix.SYS_PREAD64, p.children, uintptr(unsafe.Pointer(&p.list)), unsafe.Sizeof(p.list), 0)
+		if errno != 0 || n == 0 {
+			break // none left, or a kernel without CONFIG_PROC_CHILDREN
+		}
+		pid := uintptr(0)
+		for i := range n {
+			if c := p.list[i]; c >= '0' && c <= '9' {
+				pid = pid*10 + uintptr(c-'0')
+			} else if pid != 0 {
+				call(unix.SYS_KILL, pid, uintptr(unix.SIGKILL), 0, 0)
+				pid = 0
+			}
+		}
+		if _, errno := call(unix.SYS_WAIT4, none, 0, 0, 0); errno == unix.ECHILD {
+			break
+		}
+	}
+	// What else is in the scope, this process included. Where there is no scope, a command that is
+	// still there dies of the reaper's death: it asked to (PR_SET_PDEATHSIG).
+	p.one[0] = '1'
+	call(unix.SYS_WRITE, p.kill, uintptr(unsafe.Pointer(&p.one)), 1, 0)
 }
 
 //go:nosplit
