@@ -15,6 +15,7 @@ type descs struct {
 	mu      sync.Mutex
 	lru     desc // head of a ring of those that may be closed: next is the most recent
 	count   int  // in the ring
+	now     uint32
 	limit   int
 	threads *threads
 }
@@ -24,6 +25,7 @@ type desc struct {
 	fd         int
 	refs       int
 	gone       bool // close when refs is 0
+	used       uint32
 	prev, next *desc
 	n          *inode
 }
@@ -39,6 +41,7 @@ func (ds *descs) borrow(n *inode) (*desc, error) {
 	ds.mu.Lock()
 	if d := n.desc; d != nil {
 		d.refs++
+		d.used = ds.now
 		if d.next != nil && ds.lru.next != d {
 			ds.unlink(d)
 			ds.link(d)
@@ -156,7 +159,32 @@ func (ds *descs) drop(n *inode) {
 	}
 }
 
+// idle is how many calls of age a descriptor lives unused.
+const idle = 2
+
+// age closes descriptors that were not used lately. An O_PATH descriptor keeps a file that the host removed on its disk,
+// and a file system that the host wants to unmount busy; not for long, then. The transport calls it once a second.
+func (ds *descs) age() {
+	var fds []int
+	ds.mu.Lock()
+	ds.now++
+	for d := ds.lru.prev; d != &ds.lru && ds.now-d.used > idle; {
+		prev := d.prev
+		if d.refs == 0 {
+			ds.unlink(d)
+			d.n.desc = nil
+			fds = append(fds, d.fd)
+		}
+		d = prev
+	}
+	ds.mu.Unlock()
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
 func (ds *descs) link(d *desc) {
+	d.used = ds.now
 	d.next, d.prev = ds.lru.next, &ds.lru
 	d.next.prev, ds.lru.next = d, d
 	ds.count++

@@ -18,6 +18,13 @@ import (
 
 // TestMain runs the tests in a mount namespace of their own: whatever happens to the test process, no mount stays.
 func TestMain(m *testing.M) {
+	if f := children[os.Getenv("FUSE_TEST_CHILD")]; f != nil {
+		if err := f(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("FUSE_TEST_NAMESPACE") == "" {
 		os.Exit(inNamespace())
 	}
@@ -217,6 +224,19 @@ func shell(t testing.TB, script string, args ...string) string {
 		t.Errorf("sh -c %q: %v\n%s", script, err, out)
 	}
 	return string(out)
+}
+
+// children are what tests do in a process of their own: what could stop this one while the kernel waits for its server.
+var children = map[string]func(args []string) error{"mmap": mmapChild}
+
+// child runs one of them.
+func child(t testing.TB, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), "FUSE_TEST_CHILD="+name)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s %q: %v\n%s", name, args, err, out)
+	}
 }
 
 // asUser runs f on a thread with the identity of an ordinary user.

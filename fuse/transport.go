@@ -76,12 +76,29 @@ func newTransport(t *tree, dev *os.File) (*transport, error) {
 
 // serve runs until the connection ends.
 func (c *transport) serve() error {
+	done := make(chan struct{})
+	go c.tick(done)
 	c.start()
 	c.workers.Wait()
+	close(done)
 	c.dev.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
+}
+
+// tick does what is due once a second.
+func (c *transport) tick(done <-chan struct{}) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-t.C:
+			c.tree.descs.age()
+		}
+	}
 }
 
 // start starts a server thread.
