@@ -1,6 +1,8 @@
 package dbus
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/xml"
 	"slices"
 	"testing"
@@ -61,4 +63,16 @@ func TestObjectTree(t *testing.T) {
 			t.Errorf("%s: no error", path)
 		}
 	}
+}
+
+// What the bus hands over is decoded or refused. It never ends the service.
+func FuzzDecode(f *testing.F) {
+	m := busCall("RequestName", []any{Name, uint32(4), map[string]godbus.Variant{"a": godbus.MakeVariant([]string{"b"})}})
+	m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(m.Body...))
+	var buf bytes.Buffer
+	if err := m.EncodeTo(&buf, binary.LittleEndian); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(buf.Bytes())
+	f.Fuzz(func(_ *testing.T, b []byte) { decode(b) })
 }

@@ -97,6 +97,8 @@ func (g Registry) hint(ctx context.Context, ref Ref) string {
 			names = append(names, m.Name)
 		}
 	}
+	slices.Sort(names)
+	names = slices.Compact(names) // two kinds may know the same name
 	if len(names) == 0 {
 		return "no machine is running; see machinectl list"
 	}
