@@ -73,11 +73,20 @@ func TestKilledSessionProcessLeavesNothing(t *testing.T) {
 			r.line()
 			scope := scopes(t)[0]
 			pids := processes(t, scope)
-			all := hold(t, pids...)
+			var inside []int
+			for _, pid := range pids {
+				if comm := readFile(t, fmt.Sprintf("/proc/%d/comm", pid)); !strings.HasPrefix(string(comm), "cntr-") {
+					inside = append(inside, pid)
+				}
+			}
+			command, all := hold(t, inside...), hold(t, pids...)
 			if err := unix.Kill(sessionProcess(t, scope), unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			all.end(t, 2*time.Second)
+			command.end(t, 2*time.Second)
+			// The reaper is the last to leave the mount namespace: in its exit the kernel shuts the file
+			// system down, and waits for a turn of the writeback workers that all disks share.
+			all.end(t, 10*time.Second)
 			// The reaper has waited for them: in a machine whose first process does not, they would stay.
 			for _, pid := range pids {
 				status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -85,7 +94,7 @@ func TestKilledSessionProcessLeavesNothing(t *testing.T) {
 					t.Errorf("%s: a zombie is left:\n%s", machine, status)
 				}
 			}
-			if code := r.exit(2 * time.Second); code != 125 || !strings.Contains(r.stderr.String(), "killed") {
+			if code := r.exit(10 * time.Second); code != 125 || !strings.Contains(r.stderr.String(), "killed") {
 				t.Errorf("%s: exit status %d, %s", machine, code, &r.stderr)
 			}
 			waitForNoScopes(t)
@@ -177,24 +186,54 @@ func TestWrongUse(t *testing.T) {
 		code    int
 		stderr  []string
 	}{
-		{"a name that is almost right", []string{"cntr-attach", "slmi", "true"}, 125,
-			[]string{`no machine is called "slmi"`, "hint: did you mean slim?"}},
-		{"an unknown name", []string{"cntr-attach", "xylophone", "true"}, 125,
-			[]string{`no machine is called "xylophone"`, "hint: running: deb, debu, slim"}},
-		{"an unknown kind", []string{"cntr-attach", "vm:slim", "true"}, 125,
-			[]string{`no kind of machine is called "vm"`, "hint: the kinds are"}},
-		{"a stopped machine", []string{"cntr-attach", "stopped", "true"}, 125,
-			[]string{`"stopped"`, "not running", "hint: ", "machinectl start stopped"}},
-		{"a command that does not exist", []string{"cntr-attach", slim, "no-such-command"}, 127,
-			[]string{`command not found: "no-such-command"`, "hint: "}},
-		{"not root", []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cntr-attach", slim, "true"}, 125,
-			[]string{"root", "hint: "}},
-		{"not root, without the service", []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-			"cntr-attach", "--direct", slim, "true"}, 125, []string{"--direct is for root only", "hint: use sudo"}},
-		{"no bus, not root", []string{"env", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/no/such/bus", "setpriv", "--reuid=65534",
-			"--regid=65534", "--clear-groups", "cntr-attach", slim, "true"}, 125, []string{"bus", "hint: "}},
-		{"no FUSE", []string{"unshare", "-m", "sh", "-c",
-			"mount --bind /dev/null /dev/fuse && exec cntr-attach --direct slim true"}, 125, []string{"FUSE", "hint: "}},
+		{
+			"a name that is almost right",
+			[]string{"cntr-attach", "slmi", "true"},
+			125,
+			[]string{`no machine is called "slmi"`, "hint: did you mean slim?"},
+		},
+		{
+			"an unknown name",
+			[]string{"cntr-attach", "xylophone", "true"},
+			125,
+			[]string{`no machine is called "xylophone"`, "hint: running: deb, debu, slim"},
+		},
+		{
+			"an unknown kind",
+			[]string{"cntr-attach", "vm:slim", "true"},
+			125,
+			[]string{`no kind of machine is called "vm"`, "hint: the kinds are"},
+		},
+		{
+			"a stopped machine",
+			[]string{"cntr-attach", "stopped", "true"},
+			125,
+			[]string{`"stopped"`, "not running", "hint: ", "machinectl start stopped"},
+		},
+		{
+			"a command that does not exist",
+			[]string{"cntr-attach", slim, "no-such-command"},
+			127,
+			[]string{`command not found: "no-such-command"`, "hint: "},
+		},
+		{
+			"not root",
+			[]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cntr-attach", slim, "true"},
+			125,
+			[]string{"root", "hint: "},
+		},
+		{"not root, without the service", []string{
+			"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+			"cntr-attach", "--direct", slim, "true",
+		}, 125, []string{"--direct is for root only", "hint: use sudo"}},
+		{"no bus, not root", []string{
+			"env", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/no/such/bus", "setpriv", "--reuid=65534",
+			"--regid=65534", "--clear-groups", "cntr-attach", slim, "true",
+		}, 125, []string{"bus", "hint: "}},
+		{"no FUSE", []string{
+			"unshare", "-m", "sh", "-c",
+			"mount --bind /dev/null /dev/fuse && exec cntr-attach --direct slim true",
+		}, 125, []string{"FUSE", "hint: "}},
 		{"no process", []string{"cntr-attach", "pid:99999999", "true"}, 125, []string{`pid:99999999`}},
 		{"nothing", []string{"cntr-attach"}, 125, []string{"which machine?", "hint: machinectl list"}},
 	} {

@@ -114,8 +114,11 @@ func MountDevices() (_ *os.File, err error) {
 		return nil, err
 	}
 	for _, l := range [][2]string{
-		{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"},
-		{"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+		{"ptmx", "pts/ptmx"},
+		{"fd", "/proc/self/fd"},
+		{"stdin", "/proc/self/fd/0"},
+		{"stdout", "/proc/self/fd/1"},
+		{"stderr", "/proc/self/fd/2"},
 	} {
 		if err := unix.Symlinkat(l[1], at, l[0]); err != nil {
 			return nil, fmt.Errorf("making /dev/%s: %w", l[0], err)

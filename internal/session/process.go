@@ -62,7 +62,7 @@ func Main() int {
 	_ = p.control.Close()
 	if err != nil {
 		if reaper != nil {
-			p.end(reaper)
+			_ = p.end(reaper) // the reason is what matters now
 		}
 		p.close()
 		return 1
