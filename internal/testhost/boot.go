@@ -107,7 +107,10 @@ func (h *Host) nspawnArgs() ([]string, error) {
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no",
 		"--bind=/dev/fuse", "--bind-ro=" + h.state.Repo,
 	}
-	if !systemdRuns() {
+	if systemdRuns() {
+		// The scope that it asks for would keep the machines from making device nodes.
+		args = append(args, "--property=DeviceAllow=char-* rwm", "--property=DeviceAllow=block-* rwm")
+	} else {
 		args = append(args, "--keep-unit")
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
@@ -189,8 +192,10 @@ func (h *Host) bootFailure(ctx context.Context, err error) error {
 	// The caller's time may be up; these are quick.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	failed, _ := h.inside(ctx, "systemctl", "list-units", "--failed", "--plain", "--no-legend").CombinedOutput()
-	jobs, _ := h.inside(ctx, "systemctl", "list-jobs", "--no-legend").CombinedOutput()
-	journal, _ := h.inside(ctx, "journalctl", "--boot", "--no-pager", "--lines=60").CombinedOutput()
-	return fmt.Errorf("boot the test host: %w\nfailed units:\n%s\nwaiting jobs:\n%s\njournal:\n%s", err, failed, jobs, journal)
+	report, _ := h.inside(ctx, "sh", "-c", `
+		echo 'waiting jobs:'; systemctl list-jobs --no-legend
+		echo 'failed units:'; failed=$(systemctl list-units --failed --plain --no-legend | cut -d ' ' -f 1); echo "$failed"
+		for unit in $failed; do journalctl --no-pager --lines=20 --unit="$unit"; done
+		echo 'the journal:'; journalctl --no-pager --lines=40`).CombinedOutput()
+	return fmt.Errorf("boot the test host: %w\n%s", err, report)
 }
