@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Host is the test host of a name, running or not.
@@ -155,6 +157,7 @@ func (h *Host) down(ctx context.Context) error {
 		return err
 	}
 	if h.state.Root != "" {
+		h.removeTraces()
 		if err := removeTree(filepath.Dir(h.state.Root)); err != nil {
 			return err
 		}
@@ -166,6 +169,17 @@ func (h *Host) down(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// removeTraces removes what systemd-nspawn leaves in /run if it is killed: the lock on the tree, and the
+// directory through which it would hand mounts to the container.
+func (h *Host) removeTraces() {
+	const run = "/run/systemd/nspawn"
+	var st unix.Stat_t
+	if unix.Stat(h.state.Root, &st) == nil {
+		_ = os.Remove(fmt.Sprintf("%s/locks/inode-%d:%d", run, st.Dev, st.Ino))
+	}
+	_ = os.Remove(run + "/propagate/testhost-" + h.Name)
 }
 
 // load reads the state; a test host that does not run has none.

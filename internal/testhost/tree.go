@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,8 +66,10 @@ func layTree(ctx context.Context, cached, root string) error {
 
 // copyTree copies with all that a file has, and without copying data where the file system can share it.
 func copyTree(ctx context.Context, from, to string) error {
-	out, err := exec.CommandContext(ctx, "cp", "--archive", "--reflink=auto", "--no-target-directory", from, to).CombinedOutput()
-	if err != nil {
+	cmd := exec.CommandContext(ctx, "cp", "--archive", "--reflink=auto", "--no-target-directory", from, to)
+	// If this process is killed, the next one that removes the copy must not race with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("copy %s to %s: %w\n%s", from, to, err, out)
 	}
 	return nil
