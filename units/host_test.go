@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // patience bounds every wait of a test.
@@ -138,9 +137,6 @@ func TestScope(t *testing.T) {
 func TestScopeWithoutBus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+t.TempDir()+"/none")
 	s := newSystemd(t)
-	if !s.private {
-		t.Fatal("connected to a bus that is not there")
-	}
 	c := startChild(t, "sleep", "infinity")
 	scope := c.scope("00000002")
 	if _, err := s.StartScope(bounded(t), scope); err != nil {
@@ -153,42 +149,6 @@ func TestScopeWithoutBus(t *testing.T) {
 		t.Error(err)
 	}
 	c.awaitEnd(t)
-}
-
-// What a scope has cost can be read after its last process has gone, if it is kept.
-func TestKeptScope(t *testing.T) {
-	s := newSystemd(t)
-	c := startChild(t, "sh", "-c", "while :; do :; done")
-	scope := c.scope("00000003")
-	scope.Keep = true
-	if _, err := s.StartScope(bounded(t), scope); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.StopUnit(bounded(t), scope.Name); err != nil {
-		t.Fatal(err)
-	}
-	c.awaitEnd(t)
-	p, err := s.conn.GetUnitTypePropertyContext(bounded(t), scope.Name, "Scope", "CPUUsageNSec")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, ok := p.Value.Value().(uint64); !ok || n == 0 || n == ^uint64(0) {
-		t.Errorf("CPUUsageNSec = %v", p.Value)
-	}
-	loaded := func() string {
-		return run(t, "systemctl", "list-units", "--all", "--no-legend", "--plain", scope.Name)
-	}
-	if loaded() == "" {
-		t.Error("systemd has forgotten the scope")
-	}
-	for range 2 { // the second time it is gone already
-		if err := s.Forget(bounded(t), scope.Name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := loaded(); got != "" {
-		t.Errorf("systemd still has %s", got)
-	}
 }
 
 func TestScopeErrors(t *testing.T) {
@@ -208,63 +168,10 @@ func TestScopeErrors(t *testing.T) {
 	} else {
 		t.Logf("name: %v", err)
 	}
-	unbound := c.scope("00000006")
-	unbound.BindsTo = "no-such-machine.service"
-	if _, err := s.StartScope(bounded(t), unbound); !fail.Is(err, fail.NotRunning) {
-		t.Errorf("bound to a unit that does not exist: %v, want NotRunning", err)
-	} else {
-		t.Logf("bound: %v", err)
-	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.StartScope(cancelled, c.scope("00000007")); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a context that was cancelled: %v", err)
-	}
-}
-
-// Who attaches to a machine that is just being stopped, or has stopped, must not start it again.
-func TestScopeDoesNotStartItsMachine(t *testing.T) {
-	s := newSystemd(t)
-	const unit = "test-bound.service"
-	path := "/run/systemd/system/" + unit
-	if err := os.WriteFile(path, []byte("[Service]\nExecStart=sleep infinity\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "systemctl", "daemon-reload")
-	t.Cleanup(func() {
-		_ = exec.Command("systemctl", "stop", unit).Run()
-		_ = exec.Command("systemctl", "reset-failed", unit).Run()
-		_ = os.Remove(path)
-		_ = exec.Command("systemctl", "daemon-reload").Run()
-	})
-	c := startChild(t, "sleep", "infinity")
-	scope := c.scope("00000008")
-	scope.BindsTo = unit
-	if _, err := s.StartScope(bounded(t), scope); !fail.Is(err, fail.NotRunning) {
-		t.Errorf("with the unit stopped: %v, want NotRunning", err)
-	}
-	if state := run(t, "systemctl", "show", "--property=ActiveState", "--value", unit); state != "inactive" {
-		t.Errorf("the unit was started: it is %s", state)
-	}
-	for i, end := range [][]string{
-		{"systemctl", "stop", unit},
-		{"systemctl", "kill", "--signal=KILL", unit},
-	} {
-		run(t, "systemctl", "start", unit)
-		c := startChild(t, "sleep", "infinity")
-		scope := c.scope(fmt.Sprintf("%08x", 9+i))
-		scope.BindsTo = unit
-		if _, err := s.StartScope(bounded(t), scope); err != nil {
-			t.Fatal(err)
-		}
-		for _, active := range []string{unit, scope.Name, scope.Slice} {
-			run(t, "systemctl", "is-active", active)
-		}
-		run(t, end...)
-		c.awaitEnd(t) // the scope ends with the unit, and its process with the scope
-		if err := s.StopUnit(bounded(t), scope.Name); err != nil {
-			t.Error(err)
-		}
 	}
 }
 

@@ -2,7 +2,6 @@ package units
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -26,19 +25,13 @@ type Scope struct {
 	Slice       string   // "cntr.slice"
 	PIDFD       *os.File // the process to put in; stays the caller's
 	PID         int      // the same process, for systemd before v255
-	BindsTo     string   // a unit that must be active, and with which the scope ends; may be empty
-
-	// Keep keeps the unit, and with it what it has cost, after its last process went: until [Systemd.Forget],
-	// or the end of this connection. It has no effect where there is no bus.
-	Keep bool
 }
 
 // StartScope makes the scope and waits until its process is in it. It returns the scope's control
 // group, as /proc/PID/cgroup names it: "/cntr.slice/cntr-web-1f2e3d4c.scope".
 //
 // The process is named by a pidfd (systemd v255); with an older systemd by its number, which the
-// caller must keep from being used again: a child that has not been waited for does. Errors carry
-// fail.NotRunning if the unit in BindsTo is not active or being stopped.
+// caller must keep from being used again: a child that has not been waited for does.
 func (s *Systemd) StartScope(ctx context.Context, scope Scope) (cgroup string, err error) {
 	err = s.startTransient(ctx, scope, !s.withoutPIDFDs.Load())
 	if unknownProperty(err, "PIDFDs") {
@@ -59,40 +52,9 @@ func (s *Systemd) StartScope(ctx context.Context, scope Scope) (cgroup string, e
 	return cgroup, nil
 }
 
-// Forget lets go of a scope that was made with Keep. One that is gone already is no error.
-func (s *Systemd) Forget(ctx context.Context, name string) error {
-	if s.private {
-		return nil
-	}
-	// go-systemd has no call for this. The reference belongs to the connection that it makes calls on.
-	err := s.object().CallWithContext(ctx, managerInterface+".UnrefUnit", 0, name).Err
-	switch bus.ErrorName(err) {
-	case noSuchUnit, unknownObject, notReferenced:
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("letting go of %s: %w", name, err)
-	}
-	return nil
-}
-
 func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) error {
-	// BindsTo= is what ends the scope when its machine ends, in whatever way. But it is also a
-	// requirement, and starting a unit starts what it requires: whoever attaches to a machine in the
-	// moment when it stops would start it again, and Requisite=, which starts nothing, ends nothing
-	// either when a machine dies. So the requirements are ignored for this one job. The order is not,
-	// and the slice, which is one of them, gets a job of its own: once for each connection, as it costs
-	// systemd half a millisecond, and a scope in a slice that was stopped since lacks nothing but the
-	// slice's being shown as active.
-	const mode = "ignore-requirements"
-	if _, started := s.slices.LoadOrStore(scope.Slice, true); scope.Slice != "" && !started {
-		if _, err := s.conn.StartUnitContext(ctx, scope.Slice, "fail", nil); err != nil {
-			s.slices.Delete(scope.Slice)
-			return err
-		}
-	}
 	done := make(chan string, 1)
-	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, mode, s.properties(scope, pidfds), done)
+	_, err := s.conn.StartTransientUnitContext(ctx, scope.Name, "fail", s.properties(scope, pidfds), done)
 	if err != nil {
 		return err
 	}
@@ -108,13 +70,6 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 	}
 	if scope.Slice != "" {
 		p = append(p, dbus.PropSlice(scope.Slice))
-	}
-	if scope.BindsTo != "" {
-		p = append(p, dbus.PropBindsTo(scope.BindsTo), dbus.PropAfter(scope.BindsTo))
-	}
-	if scope.Keep && !s.private {
-		// The reference is counted by bus name: there is none without a bus.
-		p = append(p, property("AddRef", true))
 	}
 	if pidfds {
 		return append(p, property("PIDFDs", []godbus.UnixFD{godbus.UnixFD(scope.PIDFD.Fd())}))
@@ -150,12 +105,7 @@ func unknownProperty(err error, name string) bool {
 
 // explain says what a refused scope means.
 func explain(scope Scope, err error) error {
-	switch {
-	case errors.Is(err, errDependency) && scope.BindsTo != "":
-		// systemd looks at it in the moment when it starts the scope, because of After=.
-		return fail.New(fail.NotRunning, "see systemctl status "+scope.BindsTo,
-			"the machine's unit %s is not active", scope.BindsTo)
-	case bus.ErrorName(err) == propertyReadOnly:
+	if bus.ErrorName(err) == propertyReadOnly {
 		return fail.New(fail.NotSupported, "systemd 252 or newer is needed",
 			"this systemd cannot make the scope %s: %w", scope.Name, err)
 	}

@@ -14,7 +14,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/coreos/go-systemd/v22/dbus"
@@ -30,12 +29,7 @@ const privateSocket = "/run/systemd/private"
 // Systemd is a connection to the system's service manager. It may be used by several goroutines at
 // once.
 type Systemd struct {
-	conn    *dbus.Conn
-	calls   *godbus.Conn // of the two that conn has, the one that it makes calls on
-	private bool         // over systemd's own socket
-
-	slices sync.Map // the slices that were started
-
+	conn *dbus.Conn
 	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
 	withoutPIDFDs atomic.Bool
 }
@@ -54,29 +48,12 @@ func Connect(ctx context.Context) (*Systemd, error) {
 	if second != nil {
 		return nil, fail.New(fail.NotSupported, "", "cannot reach systemd: %w", errors.Join(err, second))
 	}
-	s.private = true
 	return s, nil
 }
 
-// connect makes the two connections that go-systemd wants: one for calls, then one for signals.
 func connect(dial func() (*godbus.Conn, error)) (*Systemd, error) {
-	s := &Systemd{}
-	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) {
-		c, err := dial()
-		if s.calls == nil {
-			s.calls = c
-		}
-		return c, err
-	})
-	s.conn = conn
-	return s, err
-}
-
-const managerInterface = "org.freedesktop.systemd1.Manager"
-
-// object is systemd, for calls that go-systemd does not have.
-func (s *Systemd) object() godbus.BusObject {
-	return s.calls.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+	conn, err := dbus.NewConnection(dial)
+	return &Systemd{conn: conn}, err
 }
 
 // Close ends the connection.
@@ -159,11 +136,8 @@ func typeOf(name string) string {
 func (s *Systemd) result(ctx context.Context, done <-chan string, what string) error {
 	select {
 	case r := <-done:
-		switch r {
-		case "done":
+		if r == "done" {
 			return nil
-		case "dependency":
-			return fmt.Errorf("%s: %w", what, errDependency)
 		}
 		return fmt.Errorf("%s: systemd's job ended with %q", what, r)
 	case <-ctx.Done():
@@ -171,12 +145,9 @@ func (s *Systemd) result(ctx context.Context, done <-chan string, what string) e
 	}
 }
 
-var errDependency = errors.New("a unit that it depends on is not active")
-
 // Names of systemd's errors (org.freedesktop.systemd1(5), systemd's bus-common-errors.h).
 const (
 	noSuchUnit       = "org.freedesktop.systemd1.NoSuchUnit"
-	notReferenced    = "org.freedesktop.systemd1.NotReferenced"
 	unknownObject    = "org.freedesktop.DBus.Error.UnknownObject"
 	propertyReadOnly = "org.freedesktop.DBus.Error.PropertyReadOnly"
 )

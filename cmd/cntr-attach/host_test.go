@@ -167,10 +167,12 @@ func (r *running) exit(limit time.Duration) int {
 	}
 }
 
-// sleeper starts a session that sleeps, and returns it with the scope that it is in.
-func sleeper(t *testing.T, machine string) (*running, string) {
+// sleeper starts a session that sleeps, and returns it with the scope that it is in. The arguments end
+// with the machine.
+func sleeper(t *testing.T, args ...string) (*running, string) {
 	t.Helper()
-	r := start(t, machine, "sh", "-c", "echo ready; exec sleep 1000")
+	machine := args[len(args)-1]
+	r := start(t, append(args, "sh", "-c", "echo ready; exec sleep 1000")...)
 	if got := r.line(); got != "ready" {
 		t.Fatalf("got %q", got)
 	}

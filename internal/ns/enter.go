@@ -347,6 +347,13 @@ func (e *Entry) planBecome(p *program) {
 	}
 	p.do("closing descriptors", unix.SYS_CLOSE_RANGE, 3, int(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
 	p.do("setting the umask", unix.SYS_UMASK, 0o022)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+		// The Go runtime has raised it for this process and keeps what it was to itself. This is what
+		// systemd gives services, for the sake of those who use select(2).
+		limit.Cur = min(1024, limit.Max)
+		p.do("setting the limit on open files", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, unsafe.Pointer(&limit), 0)
+	}
 	if e.DirOr {
 		p.do("entering /", unix.SYS_CHDIR, "/")
 		p.do("entering the directory", unix.SYS_CHDIR, e.Dir)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -242,9 +243,10 @@ func outside(ranges []ns.Range, id uint32) uint32 {
 	return 65534
 }
 
-// gone explains an error that the machine's end is the likely cause of.
+// gone explains an error that the machine's end is the likely cause of. A process that is ending has lost its
+// namespaces a moment before its pidfd tells.
 func (p *process) gone(err error) error {
-	if p.leader.Alive() {
+	if p.leader.Alive() && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return p.stopped()
@@ -298,6 +300,9 @@ func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) Status {
 		ask(unix.SIGTERM)
 	case <-abandoned:
 		ask(unix.SIGHUP) // as if a terminal had hung up
+	case <-stopped:
+		// With a pid namespace of its own, the machine takes the command along, and that is heard first.
+		s.Error = p.stopped()
 	case err := <-p.served:
 		s.Error = fail.New(fail.Internal, "", "the tools tree is no longer served: %w", err)
 	}
