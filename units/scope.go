@@ -27,29 +27,20 @@ type Scope struct {
 	PID         int      // the same process, for systemd before v255
 }
 
-// StartScope makes the scope and waits until its process is in it. It returns the scope's control
-// group, as /proc/PID/cgroup names it: "/cntr.slice/cntr-web-1f2e3d4c.scope".
+// StartScope makes the scope and waits until its process is in it.
 //
 // The process is named by a pidfd (systemd v255); with an older systemd by its number, which the
 // caller must keep from being used again: a child that has not been waited for does.
-func (s *Systemd) StartScope(ctx context.Context, scope Scope) (cgroup string, err error) {
-	err = s.startTransient(ctx, scope, !s.withoutPIDFDs.Load())
+func (s *Systemd) StartScope(ctx context.Context, scope Scope) error {
+	err := s.startTransient(ctx, scope, !s.withoutPIDFDs.Load())
 	if unknownProperty(err, "PIDFDs") {
 		s.withoutPIDFDs.Store(true)
 		err = s.startTransient(ctx, scope, false)
 	}
 	if err != nil {
-		return "", explain(scope, err)
+		return explain(scope, err)
 	}
-	cgroup, err = s.controlGroup(ctx, scope.Name)
-	if err != nil {
-		return "", err
-	}
-	if cgroup == "" {
-		// The job was done, and the scope is empty and collected already.
-		return "", fmt.Errorf("%s ended as soon as it was started", scope.Name)
-	}
-	return cgroup, nil
+	return nil
 }
 
 func (s *Systemd) startTransient(ctx context.Context, scope Scope, pidfds bool) error {

@@ -79,7 +79,11 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	lines := json.NewEncoder(control)
 	req := request{
 		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Terminal: spec.Terminal,
-		Rows: spec.Rows, Columns: spec.Columns, Scope: l.systemd != nil,
+		Rows: spec.Rows, Columns: spec.Columns,
+	}
+	if l.systemd != nil {
+		s.Scope = units.ScopeName(m.Name, s.ID)
+		req.Scope = s.Scope
 	}
 	if err := lines.Encode(req); err != nil {
 		return nil, fmt.Errorf("talking to the session process: %w", err)
@@ -143,8 +147,7 @@ func socketPair() (ours, theirs *os.File, err error) {
 }
 
 func (l *Launcher) scope(ctx context.Context, s *Session, m *machine.Machine) error {
-	s.Scope = units.ScopeName(m.Name, s.ID)
-	_, err := l.systemd.StartScope(ctx, units.Scope{
+	err := l.systemd.StartScope(ctx, units.Scope{
 		Name:        s.Scope,
 		Description: fmt.Sprintf("Session in %s as %s: %s", s.Machine, s.User, strings.Join(s.Command, " ")),
 		Slice:       Slice,

@@ -28,13 +28,17 @@ type members struct {
 	mount       string // the session's mount namespace; empty as long as it is not known
 }
 
-// ownMembers returns the members of this process's session. With scope, this process must be in it.
-func ownMembers(scope bool, leader int) (*members, error) {
+// ownMembers returns the members of this process's session. With a scope, this process must be in it: all
+// that is in its control group is taken for the session's, and ends with it.
+func ownMembers(scope string, leader int) (*members, error) {
 	m := &members{reaperKnown: make(chan struct{})}
-	if scope {
+	if scope != "" {
 		cgroup, err := cgroupOf(uint32(os.Getpid()))
 		if err != nil {
 			return nil, err
+		}
+		if filepath.Base(cgroup) != scope {
+			return nil, fmt.Errorf("the session process is in control group %s, not in %s", cgroup, scope)
 		}
 		m.cgroup = cgroup
 		m.dir, err = cgroupDir(cgroup)

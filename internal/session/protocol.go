@@ -34,7 +34,7 @@ type request struct {
 	Terminal bool     `json:"terminal"`
 	Rows     uint16   `json:"rows"`
 	Columns  uint16   `json:"columns"`
-	Scope    bool     `json:"scope"` // the process will be in a scope of its own
+	Scope    string   `json:"scope,omitempty"` // the scope that the process will be in, if there is systemd
 }
 
 // proceed is the second line: the process is where it belongs, and may fork.
