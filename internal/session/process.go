@@ -203,7 +203,9 @@ func (p *process) serve(uids, gids []ns.Range) error {
 		Writable: p.request.Info.Writable,
 		IDs:      fuse.IDMap{UID: shown(uids), GID: shown(gids)},
 		Extra:    p.tree.extra,
-		Allow:    func(tid uint32) bool { return p.members.has(tid) },
+		// Off by itself where the kernel or a file cannot.
+		Passthrough: true,
+		Allow:       func(tid uint32) bool { return p.members.has(tid) },
 	})
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
