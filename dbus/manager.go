@@ -154,7 +154,7 @@ func (s *server) session(ctx context.Context, m *message) (*entry, error) {
 }
 
 func noSuchSession(id string) error {
-	return fail.New(fail.NoSuchSession, "see cntrctl sessions", "no session has the id %q", id)
+	return fail.New(fail.NoSuchSession, "systemctl list-units 'cntr-*.scope' shows the sessions", "no session has the id %q", id)
 }
 
 func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
