@@ -157,7 +157,10 @@ func TestErrorsKeepCodeMessageAndHint(t *testing.T) {
 			attach("web", AttachOptions{Command: []string{"true"}, WorkingDirectory: "tmp"}), fail.InvalidArgument,
 			`invalid option working-directory: "tmp" is not an absolute path`, "",
 		},
-		{c.TerminateSession(context.Background(), "1"), fail.NoSuchSession, `no session has the id "1"`, "see cntrctl sessions"},
+		{
+			c.TerminateSession(context.Background(), "1"), fail.NoSuchSession, `no session has the id "1"`,
+			"systemctl list-units 'cntr-*.scope' shows the sessions",
+		},
 	} {
 		got := fail.From(test.err)
 		if got == nil || got.Code != test.code || got.Message != test.message || got.Hint != test.hint {
