@@ -41,6 +41,7 @@ func (fs *tree) GetAttr(_ <-chan struct{}, in *raw.GetAttrIn, out *raw.AttrOut) 
 	if n == nil {
 		return raw.Status(unix.ESTALE)
 	}
+	fs.mounts.probe.saw(in.Pid)
 	return fs.getattr(n, in.Fh(), in.Flags()&raw.FUSE_GETATTR_FH != 0, out)
 }
 

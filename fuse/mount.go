@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +34,31 @@ type mounts struct {
 	byID    map[uint64]*mount
 	devs    map[uint64]uint64 // device number → index
 	threads *threads
+	probe   probe
+}
+
+// probe finds out whether a mount is our own: if the tree has it, a walk would go round for ever, and the descriptors of
+// it would keep it from being unmounted. A look at our own mount comes back as a request of our own.
+type probe struct {
+	tid atomic.Uint32 // the thread that looks
+	hit atomic.Bool
+}
+
+// isSelf says whether fd is on our own mount. mounts.mu is held.
+func (p *probe) isSelf(fd int) bool {
+	p.hit.Store(false)
+	p.tid.Store(uint32(unix.Gettid()))
+	defer p.tid.Store(0)
+	var stx unix.Statx_t
+	flags := unix.AT_EMPTY_PATH | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
+	return unix.Statx(fd, "", flags, unix.STATX_BASIC_STATS, &stx) == nil && p.hit.Load()
+}
+
+// saw is told of each look at attributes.
+func (p *probe) saw(tid uint32) {
+	if t := p.tid.Load(); t != 0 && t == tid {
+		p.hit.Store(true)
+	}
 }
 
 func newMounts(t *threads) *mounts {
@@ -78,6 +104,9 @@ func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return nil, err
+	}
+	if st.Type == unix.FUSE_SUPER_MAGIC && ms.probe.isSelf(fd) {
+		return nil, unix.ELOOP
 	}
 	m := &mount{id: stx.Mnt_id, dev: dev, fd: -1, refs: 1}
 	switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -634,6 +635,17 @@ func TestMountPoints(t *testing.T) {
 		t.Errorf("inode numbers: root %d of %d, sub %#x of %#x", root.Ino, stfs.Ino, sub.Ino, hostfs.Ino)
 	}
 	f.Close()
+	s.unmount(t)
+}
+
+// TestTreeContainsItsOwnMount has the mount point below the root of the tree.
+func TestTreeContainsItsOwnMount(t *testing.T) {
+	s := serve(t, "/", Options{})
+	_, err := os.Stat(s.path(s.mnt))
+	wantErr(t, "stat of our own mount in our own mount", err, unix.ELOOP)
+	if out := shell(t, `ls "$1"`, s.path(filepath.Dir(s.mnt))); !strings.Contains(out, filepath.Base(s.mnt)) {
+		t.Errorf("not listed: %q", out)
+	}
 	s.unmount(t)
 }
 

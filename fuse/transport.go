@@ -43,7 +43,7 @@ const (
 	// bufSize has room for the header as well; the kernel refuses to fill less (fuse_dev_do_read).
 	bufSize = maxWrite + 4096
 
-	maxWaiting = 4    // threads that wait for nothing beyond that end
+	maxWaiting = 10   // threads that wait for nothing beyond that end; with fewer they would come and go all the time
 	maxThreads = 4096 // threads in all, far below the Go runtime's limit of 10,000
 )
 
