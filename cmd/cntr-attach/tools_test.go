@@ -25,6 +25,13 @@ func TestHostToolsDebugASlimMachine(t *testing.T) {
 			t.Errorf("strace: %+v", o)
 		}
 	})
+	t.Run("tcpdump", func(t *testing.T) { // which wants to be the user tcpdump
+		out := succeeds(t, slim, "sh", "-c", `tcpdump -i lo -c 1 -w - 2>/tmp/said & until grep -q listening /tmp/said; do :; done
+			timeout 1 curl -s http://127.0.0.1:8080/; wait $!`)
+		if !strings.HasPrefix(out, "\xd4\xc3\xb2\xa1") { // the magic number of a capture file
+			t.Errorf("got %q", out)
+		}
+	})
 	t.Run("ps", func(t *testing.T) {
 		out := succeeds(t, slim, "ps", "-o", "comm=", "-p", "1")
 		if strings.TrimSpace(out) != "slim" {
@@ -77,7 +84,13 @@ func TestTreeIsReadOnlyUnlessAsked(t *testing.T) {
 func TestFilesAreTheMachines(t *testing.T) {
 	for _, machine := range machines {
 		root := "/proc/" + must(t, "machinectl", "show", "--property=Leader", "--value", machine) + "/root"
-		for _, file := range []string{"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
+		for _, file := range []string{"/etc/passwd", "/etc/group"} {
+			own := runCommand(t, nil, "cat", root+file).stdout
+			if got := succeeds(t, machine, "cat", file); !strings.HasPrefix(got, own) || strings.Contains(got, ":1000:") {
+				t.Errorf("%s: %s is\n%s\nand the machine's is\n%s", machine, file, got, own)
+			}
+		}
+		for _, file := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
 			own := runCommand(t, nil, "cat", root+file)
 			if own.code != 0 {
 				continue // it has none

@@ -59,6 +59,11 @@ func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) 
 			return nil, err
 		}
 	}
+	for name, standIn := range databases {
+		if t.extra[name], err = t.database(root, name, standIn); err != nil {
+			return nil, err
+		}
+	}
 	// Debian's bash puts this into its prompt.
 	t.extra["etc/debian_chroot"] = regular(promptName(machine) + "\n")
 	return t, nil
@@ -67,12 +72,16 @@ func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) 
 // machineFiles are the files that a session takes from the machine, and what it gets where the machine
 // has none.
 var machineFiles = map[string]fuse.Entry{
-	"etc/passwd":      regular("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
-	"etc/group":       regular("root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
 	"etc/hosts":       regular("127.0.0.1\tlocalhost\n::1\tlocalhost\n"),
 	"etc/hostname":    regular(""),
 	"etc/resolv.conf": regular(""),
 	"etc/localtime":   {Mode: unix.S_IFLNK | 0o777, Target: "/usr/share/zoneinfo/UTC"},
+}
+
+// databases are the files of users and groups, and what stands for them in a machine that has none.
+var databases = map[string]string{
+	"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+	"etc/group":  "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
 }
 
 func regular(content string) fuse.Entry {
@@ -205,6 +214,23 @@ func (t *tree) file(root *ns.Root, name string, standIn fuse.Entry) error {
 	t.extra[name] = regular("")
 	t.mounts = append(t.mounts, ns.Mount{Target: name, Source: f})
 	return nil
+}
+
+// database makes up a file of users or groups: the machine's, and after that what only the host has of
+// system users, for tools that want to be somebody of their own: tcpdump is "tcpdump" once it listens.
+func (t *tree) database(root *ns.Root, name, standIn string) (fuse.Entry, error) {
+	own, err := readDatabase(root, "/"+name)
+	if err != nil {
+		return fuse.Entry{}, err
+	}
+	if own == "" {
+		own = standIn
+	}
+	host, err := os.ReadFile("/" + name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fuse.Entry{}, err
+	}
+	return regular(withSystemUsers(own, string(host))), nil
 }
 
 func hasType(f *os.File, magic int64) bool {

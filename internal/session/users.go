@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
 )
@@ -29,21 +31,33 @@ func findAccount(root *ns.Root, user string) (account, error) {
 	if user == "" {
 		user = "root"
 	}
-	passwd, err := root.ReadFile("/etc/passwd", databaseLimit)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	passwd, err := readDatabase(root, "/etc/passwd")
+	if err != nil {
 		return account{}, err
 	}
-	group, err := root.ReadFile("/etc/group", databaseLimit)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	group, err := readDatabase(root, "/etc/group")
+	if err != nil {
 		return account{}, err
 	}
-	a, ok := parsePasswd(string(passwd), user)
+	a, ok := parsePasswd(passwd, user)
 	if !ok {
 		return account{}, fail.New(fail.NoSuchUser, "a number will do, too: --user=1000",
 			"the machine has no user %q", user)
 	}
-	a.groups = parseGroups(string(group), a)
+	a.groups = parseGroups(group, a)
 	return a, nil
+}
+
+// readDatabase reads a machine's file of users or groups. What is no regular file in its root (a fifo, a link
+// into procfs) is as good as none.
+func readDatabase(root *ns.Root, path string) (string, error) {
+	data, err := root.ReadFile(path, databaseLimit)
+	for _, none := range []error{fs.ErrNotExist, unix.ENOTDIR, unix.ELOOP, unix.EINVAL} {
+		if errors.Is(err, none) {
+			return "", nil
+		}
+	}
+	return string(data), err
 }
 
 func parsePasswd(passwd, user string) (account, bool) {
@@ -91,4 +105,32 @@ func parseID(s string) (uint32, error) {
 		err = strconv.ErrRange
 	}
 	return uint32(id), err
+}
+
+// firstRegularID is where the ids of people begin; below are those of the system (login.defs(5), UID_MIN).
+const firstRegularID = 1000
+
+// withSystemUsers returns a machine's passwd or group file with the system's entries of the host's that
+// it lacks at the end. Names and ids that the machine has mean what they mean there: the first entry counts.
+func withSystemUsers(own, host string) string {
+	var b strings.Builder
+	b.WriteString(own)
+	if own != "" && !strings.HasSuffix(own, "\n") {
+		b.WriteByte('\n')
+	}
+	known := map[string]bool{}
+	for line := range strings.Lines(own) {
+		name, _, _ := strings.Cut(line, ":")
+		known[name] = true
+	}
+	for line := range strings.Lines(host) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), ":")
+		if len(f) < 4 || known[f[0]] {
+			continue
+		}
+		if id, err := parseID(f[2]); err == nil && id != 0 && id < firstRegularID {
+			b.WriteString(strings.Join(f, ":") + "\n")
+		}
+	}
+	return b.String()
 }

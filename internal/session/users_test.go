@@ -48,6 +48,15 @@ func TestParseGroups(t *testing.T) {
 	}
 }
 
+func TestWithSystemUsers(t *testing.T) {
+	const host = "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/root:/bin/sh\ntcpdump:x:108:113::/:/bin/false\n" +
+		"www-data:x:33:33::/:/bin/false\nalice:x:1000:1000::/home/alice:/bin/sh\nbroken\n"
+	if got, want := withSystemUsers("root:x:0:0::/:/bin/sh\nwww-data:x:99:99::/:/x", host),
+		"root:x:0:0::/:/bin/sh\nwww-data:x:99:99::/:/x\ntcpdump:x:108:113::/:/bin/false\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func FuzzParseUsers(f *testing.F) {
 	f.Add(testPasswd, "app")
 	f.Add("a:b:c:d:e:f", "a")
