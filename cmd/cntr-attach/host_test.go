@@ -110,7 +110,12 @@ type running struct {
 // start starts cntr-attach with pipes. It is killed at the test's end if it still runs.
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
-	r := &running{t: t, cmd: exec.Command("cntr-attach", args...), done: make(chan struct{})}
+	return startCommand(t, append([]string{"cntr-attach"}, args...)...)
+}
+
+func startCommand(t *testing.T, args ...string) *running {
+	t.Helper()
+	r := &running{t: t, cmd: exec.Command(args[0], args[1:]...), done: make(chan struct{})}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)

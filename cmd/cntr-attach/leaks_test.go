@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -18,6 +19,11 @@ type census struct {
 func count(t *testing.T) census {
 	t.Helper()
 	waitForNoScopes(t)
+	return look(t)
+}
+
+func look(t *testing.T) census {
+	t.Helper()
 	var c census
 	c.daemonDescriptors = length(t, fmt.Sprintf("/proc/%d/fd/*", daemon(t)))
 	for _, stat := range glob(t, "/proc/[0-9]*/comm") {
@@ -30,7 +36,10 @@ func count(t *testing.T) census {
 			c.processes++
 		}
 	}
-	c.mounts = len(must(t, "sh", "-c", "cat /proc/[0-9]*/mountinfo 2>/dev/null | grep -c fuse.cntr || true"))
+	for _, path := range glob(t, "/proc/[0-9]*/mountinfo") {
+		mounts, _ := os.ReadFile(path) // some end meanwhile
+		c.mounts += strings.Count(string(mounts), " fuse.cntr ")
+	}
 	c.fuse = length(t, "/sys/fs/fuse/connections/*")
 	return c
 }
@@ -51,6 +60,11 @@ func TestTwoHundredCyclesLeakNothing(t *testing.T) {
 		succeeds(t, booted, "true") // what is opened once and kept
 	}
 	before := count(t)
+	during, _ := sleeper(t, booted)
+	if c := look(t); c.mounts == 0 || c.fuse == 0 || c.processes == 0 {
+		t.Fatalf("a session is not seen: %+v", c)
+	}
+	_ = during.cmd.Process.Kill()
 	for i := range 200 {
 		succeeds(t, machines[i%len(machines)], "true")
 	}
