@@ -129,7 +129,7 @@ on_testhost = exec 9>bin/.test.lock; flock 9; \
 	bin/testhost install
 # One package at a time: some tests stop the daemon, or count what all others leave behind.
 gotest := go test -tags integration -count 1 -p 1 -exec '$(CURDIR)/bin/testhost run'
-TESTFLAGS :=
+TESTFLAGS ?=
 
 .PHONY: test
 test: export TESTHOST := test-$(checkout)

@@ -29,7 +29,9 @@ type transport struct {
 
 	waiting atomic.Int32 // threads in read(2)
 	running atomic.Int32 // threads
+	growing atomic.Bool  // grow is about to be called
 	stopped atomic.Bool
+	large   buffers
 
 	mu   sync.Mutex
 	tids map[int]struct{} // threads that may be in read(2)
@@ -43,9 +45,38 @@ const (
 	// bufSize has room for the header as well; the kernel refuses to fill less (fuse_dev_do_read).
 	bufSize = maxWrite + 4096
 
-	maxWaiting = 10   // threads that wait for nothing beyond that end; with fewer they would come and go all the time
-	maxThreads = 4096 // threads in all, far below the Go runtime's limit of 10,000
+	smallBuf = 8 << 10 // for answers without data
+
+	maxWaiting  = 10                    // threads that wait for nothing beyond that end; with fewer they would come and go
+	quickly     = 16                    // up to so many threads are started at once when none is waiting,
+	growthDelay = 20 * time.Millisecond // more only if that is still so a little later,
+	maxThreads  = 4096                  // and never more than this, far below the Go runtime's limit of 10,000
 )
+
+// buffers keeps a few large buffers for the next use.
+type buffers struct {
+	mu   sync.Mutex
+	free [][]byte
+}
+
+func (b *buffers) get() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.free); n > 0 {
+		buf := b.free[n-1]
+		b.free = b.free[:n-1]
+		return buf
+	}
+	return make([]byte, bufSize)
+}
+
+func (b *buffers) put(buf []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.free) < 8 {
+		b.free = append(b.free, buf)
+	}
+}
 
 func newTransport(t *tree, dev *os.File) (*transport, error) {
 	opts := &raw.MountOptions{
@@ -127,15 +158,16 @@ func (c *transport) work() {
 		c.mu.Unlock()
 	}()
 
-	in, out := make([]byte, bufSize), make([]byte, bufSize)
+	in, out := c.large.get(), make([]byte, smallBuf)
+	defer c.large.put(in)
 	for {
 		if c.waiting.Add(1) > maxWaiting {
 			c.waiting.Add(-1)
 			return
 		}
 		n, err := c.read(in)
-		if c.waiting.Add(-1) == 0 && err == nil && c.running.Load() < maxThreads {
-			c.start()
+		if c.waiting.Add(-1) == 0 && err == nil && opcode(in) != opForget && opcode(in) != opBatchForget {
+			c.more()
 		}
 		if err != nil {
 			if err != errEnd {
@@ -155,8 +187,54 @@ func (c *transport) work() {
 			}()
 			continue
 		}
-		c.handle(in[:n], out)
+		if answerSize(in[:n]) <= smallBuf {
+			c.handle(in[:n], out)
+			continue
+		}
+		buf := c.large.get()
+		c.handle(in[:n], buf)
+		c.large.put(buf)
 	}
+}
+
+// more is called when no thread is left waiting.
+func (c *transport) more() {
+	if c.running.Load() < quickly {
+		c.start()
+		return
+	}
+	// So many are rarely all slow at once. Bursts of requests must not end up as thousands of threads.
+	if !c.growing.Swap(true) {
+		time.AfterFunc(growthDelay, c.grow)
+	}
+}
+
+func (c *transport) grow() {
+	c.growing.Store(false)
+	if c.waiting.Load() > 0 || c.stopped.Load() {
+		return
+	}
+	if n := c.running.Load(); n > 0 && n < maxThreads {
+		c.start()
+		c.more()
+	}
+}
+
+// answerSize is the most room that the answer to a request takes.
+func answerSize(req []byte) int {
+	at := 0 // where the request says how much it wants
+	switch opcode(req) {
+	case opRead, opReadDir, opReadDirPlus:
+		at = headerSize + 16
+	case opGetXattr, opListXattr:
+		at = headerSize
+	case opIoctl:
+		at = headerSize + 28
+	}
+	if at == 0 || len(req) < at+4 {
+		return smallBuf
+	}
+	return int(min(binary.NativeEndian.Uint32(req[at:]), maxWrite)) + 1024
 }
 
 // errEnd: the file system was unmounted, or stop was called.
@@ -191,8 +269,16 @@ func (c *transport) read(buf []byte) (int, error) {
 // Layout of struct fuse_in_header.
 const (
 	headerSize = 40
-	opSetLkw   = 33
-	opLookup   = 1
+
+	opForget      = 2
+	opRead        = 15
+	opGetXattr    = 22
+	opListXattr   = 23
+	opReadDir     = 28
+	opSetLkw      = 33
+	opIoctl       = 39
+	opBatchForget = 42
+	opReadDirPlus = 44
 )
 
 func opcode(req []byte) uint32 { return binary.NativeEndian.Uint32(req[4:]) }

@@ -17,10 +17,13 @@ import (
 // works where nothing else does.
 type Process struct{}
 
-var _ machine.Resolver = Process{}
+var _ machine.TypedOnly = Process{}
 
 // Kind returns "pid".
 func (Process) Kind() string { return "pid" }
+
+// TypedOnly says that a bare number is no process.
+func (Process) TypedOnly() {}
 
 // Resolve holds on to process N. A name that is not a number is no machine of this kind.
 func (Process) Resolve(_ context.Context, name string) (*machine.Machine, error) {

@@ -1,8 +1,11 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +33,36 @@ func OpenLeader(pid int) (*Leader, error) {
 		return nil, fmt.Errorf("pidfd_open of process %d: %w", pid, err)
 	}
 	return &Leader{PID: pid, File: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// AdoptLeader makes a pidfd that somebody else has opened a leader. It takes the file over, and closes it
+// if it cannot be one. A process that has ended is fail.NotRunning.
+func AdoptLeader(pidfd *os.File) (*Leader, error) {
+	pid, err := pidOf(pidfd)
+	if err == nil && pid <= 0 {
+		err = fail.New(fail.NotRunning, "", "the process has ended")
+	}
+	if err != nil {
+		_ = pidfd.Close()
+		return nil, err
+	}
+	unix.CloseOnExec(int(pidfd.Fd()))
+	return &Leader{PID: pid, File: pidfd}, nil
+}
+
+// pidOf returns the number of a pidfd's process: -1 if it has ended and was waited for, 0 if it is not in
+// the pid namespace of /proc (proc_pid_fdinfo(5)).
+func pidOf(pidfd *os.File) (int, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd()))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if value, found := strings.CutPrefix(line, "Pid:"); found {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, errors.New("the descriptor is not a pidfd")
 }
 
 // Alive reports whether the process still runs. A zombie does not.

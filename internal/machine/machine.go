@@ -38,15 +38,23 @@ type Info struct {
 	Leader  int // process id in the caller's pid namespace
 }
 
-// Resolver knows the machines of one kind.
+// Resolver knows the machines of one kind. It may be used by several goroutines at once.
 type Resolver interface {
 	// Kind is the prefix in typed names: "nspawn" in "nspawn:web".
 	Kind() string
 	// Resolve finds a running machine. The caller closes it. Errors carry fail.NoSuchMachine,
-	// fail.NotRunning or fail.NotAContainer where they apply.
+	// fail.NotRunning, fail.NotAContainer or fail.AmbiguousMachine where they apply; any other says that
+	// the resolver could not tell.
 	Resolve(ctx context.Context, name string) (*Machine, error)
-	// List returns the running machines, sorted by name.
+	// List returns the running machines, sorted by name. With an error, it is those that are known.
 	List(ctx context.Context) ([]Info, error)
+}
+
+// TypedOnly is a resolver whose machines a bare name never means: "123" is no process and "nginx" no
+// service, unless the user says so with "pid:123" and "unit:nginx".
+type TypedOnly interface {
+	Resolver
+	TypedOnly()
 }
 
 // Ref is what a user typed to name a machine.

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,61 +14,158 @@ import (
 // Registry asks a set of resolvers.
 type Registry []Resolver
 
-// Resolve finds the running machine that s names. A bare name is asked of every resolver: two machines
-// with it are fail.AmbiguousMachine. The caller closes the machine.
+// Resolve finds the running machine that s names. The caller closes it. See [Registry.Find].
 func (g Registry) Resolve(ctx context.Context, s string) (*Machine, error) {
-	ref, err := ParseRef(s)
-	if err != nil {
-		return nil, err
-	}
-	var found []*Machine
-	var failed error
-	asked := false
-	for _, r := range g {
-		if ref.Kind != "" && ref.Kind != r.Kind() {
-			continue
-		}
-		asked = true
-		m, err := r.Resolve(ctx, ref.Name)
-		switch {
-		case err == nil:
-			found = append(found, m)
-		case fail.Is(err, fail.NoSuchMachine):
-		default:
-			// A machine that is there but stopped is worth more to the user than 'no such machine'.
-			failed = errors.Join(failed, err)
-		}
-	}
-	switch {
-	case !asked:
-		return nil, fail.New(fail.InvalidArgument, "the kinds are "+strings.Join(g.kinds(), ", "),
-			"no kind of machine is called %q", ref.Kind)
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1:
-		return nil, ambiguous(ref, found)
-	case failed != nil:
-		return nil, failed
-	}
-	return nil, fail.New(fail.NoSuchMachine, g.hint(ctx, ref), "no machine is called %q", ref)
+	m, _, err := g.Find(ctx, s)
+	return m, err
 }
 
-// List returns the running machines of every kind, sorted by kind and name, and the errors of the
-// resolvers that failed.
-func (g Registry) List(ctx context.Context) ([]Info, error) {
-	var all []Info
-	var failed error
-	for _, r := range g {
-		list, err := r.List(ctx)
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("listing %s machines: %w", r.Kind(), err))
+// Find finds the running machine that s names, and tells which resolvers could not say whether they know
+// it, machine found or not. The caller closes the machine.
+//
+// A bare name is asked of every resolver that is not [TypedOnly], all at once, and none is waited for
+// longer than two seconds, or half a second once another has found a machine. Two machines of the name
+// are fail.AmbiguousMachine.
+func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, error) {
+	ref, err := ParseRef(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	asked, wait := g.meant(ref)
+	if len(asked) == 0 {
+		return nil, nil, fail.New(fail.InvalidArgument, "the kinds are "+strings.Join(g.kinds(), ", "),
+			"no kind of machine is called %q", ref.Kind)
+	}
+	answers := askAll(ctx, asked, wait,
+		func(ctx context.Context, r Resolver) (*Machine, error) { return r.Resolve(ctx, ref.Name) },
+		func(m *Machine) { _ = m.Close() })
+
+	var found []*Machine
+	var told []error // about a machine of this name that cannot be had
+	var failed []*Failure
+	var answered Registry
+	for i, a := range answers {
+		switch {
+		case a.err == nil:
+			found = append(found, a.value)
+		case isAnswer(a.err):
+			told = append(told, a.err)
+		case !fail.Is(a.err, fail.NoSuchMachine):
+			failed = append(failed, &Failure{asked[i].Kind(), a.err})
+			continue
 		}
-		all = append(all, list...)
+		answered = append(answered, asked[i])
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], failed, nil
+	case len(found) > 1:
+		return nil, failed, ambiguous(ref, found)
+	case ctx.Err() != nil:
+		return nil, failed, fmt.Errorf("looking for the machine %q: %w", ref, ctx.Err())
+	case len(told) > 0:
+		return nil, failed, together(told)
+	case len(failed) == 1 && len(asked) == 1:
+		return nil, failed, failed[0].asError(ref)
+	}
+	return nil, failed, noSuchMachine(ref, failed, answered.hint(ctx, ref, answers[0].err))
+}
+
+// meant returns the resolvers that a reference is for, and how long they have to answer.
+func (g Registry) meant(ref Ref) ([]Resolver, patience) {
+	var asked []Resolver
+	for _, r := range g {
+		_, typedOnly := r.(TypedOnly)
+		if ref.Kind == r.Kind() || ref.Kind == "" && !typedOnly {
+			asked = append(asked, r)
+		}
+	}
+	if ref.Kind != "" {
+		return asked, patience{each: typedTimeout, second: typedTimeout}
+	}
+	return asked, patience{each: bareTimeout, second: secondTimeout}
+}
+
+// isAnswer reports whether an error says something about the machine that was asked for, and not only
+// that the resolver failed. A machine that is there but stopped is worth more to a user than 'no such
+// machine'.
+func isAnswer(err error) bool {
+	return slices.ContainsFunc([]fail.Code{
+		fail.NotRunning, fail.NotAContainer, fail.AmbiguousMachine, fail.AccessDenied, fail.InvalidArgument,
+	}, func(c fail.Code) bool { return fail.Is(err, c) })
+}
+
+// together makes one failure of several.
+func together(told []error) error {
+	if len(told) == 1 {
+		return told[0]
+	}
+	var messages, hints []string
+	for _, err := range told {
+		f := fail.From(err)
+		messages = append(messages, f.Message)
+		if f.Hint != "" && !slices.Contains(hints, f.Hint) {
+			hints = append(hints, f.Hint)
+		}
+	}
+	return fail.New(fail.From(told[0]).Code, strings.Join(hints, "; or "), "%s", strings.Join(messages, ", and "))
+}
+
+// asError is the failure of the only resolver that was asked.
+func (f *Failure) asError(ref Ref) error {
+	if errors.As(f.Err, new(errSilent)) {
+		return fail.New(fail.Internal, "", "cannot find the machine %q: %w", ref, f)
+	}
+	return f.Err
+}
+
+func noSuchMachine(ref Ref, failed []*Failure, hint string) error {
+	var reasons string
+	if len(failed) > 0 {
+		var list []string
+		for _, f := range failed {
+			list = append(list, f.Error())
+		}
+		reasons = " (" + strings.Join(list, "; ") + ")"
+	}
+	return fail.New(fail.NoSuchMachine, hint, "no machine is called %q%s", ref, reasons)
+}
+
+// List returns the running machines of every kind, sorted by kind and name, and with an error what could
+// be had: the error has a [Failure] for each resolver that did not tell, or not all.
+func (g Registry) List(ctx context.Context) ([]Info, error) {
+	answers := askAll(ctx, g, patience{each: bareTimeout, second: bareTimeout},
+		func(ctx context.Context, r Resolver) (listed, error) {
+			list, err := r.List(ctx)
+			return listed{list, err}, nil
+		}, func(listed) {})
+	var all []Info
+	var failed []error
+	for i, a := range answers {
+		if err := errors.Join(a.err, a.value.err); err != nil {
+			failed = append(failed, &Failure{g[i].Kind(), err})
+		}
+		all = append(all, a.value.list...)
 	}
 	slices.SortFunc(all, func(a, b Info) int {
-		return strings.Compare(a.Kind+":"+a.Name, b.Kind+":"+b.Name)
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Name, b.Name))
 	})
-	return all, failed
+	return all, errors.Join(failed...)
+}
+
+// listed is what a resolver listed, and why it is not all.
+type listed struct {
+	list []Info
+	err  error
+}
+
+// typedOnly reports whether a machine needs its kind to be typed.
+func (g Registry) typedOnly(ref string) bool {
+	kind, _, _ := strings.Cut(ref, ":")
+	return slices.ContainsFunc(g, func(r Resolver) bool {
+		_, is := r.(TypedOnly)
+		return is && r.Kind() == kind
+	})
 }
 
 func (g Registry) kinds() []string {
@@ -88,23 +186,36 @@ func ambiguous(ref Ref, found []*Machine) error {
 		"more than one machine is called %q", ref)
 }
 
-// hint names the machines that come nearest to what was asked for.
-func (g Registry) hint(ctx context.Context, ref Ref) string {
+// hint names the machines that come nearest to what was asked for. A resolver's own hint is better than
+// a list of names that are not near.
+func (g Registry) hint(ctx context.Context, ref Ref, own error) string {
 	list, _ := g.List(ctx) // what failed is no help here
+	typed := map[string][]string{}
 	var names []string
 	for _, m := range list {
 		if ref.Kind == "" || ref.Kind == m.Kind {
+			typed[m.Name] = append(typed[m.Name], m.Kind+":"+m.Name)
 			names = append(names, m.Name)
 		}
 	}
 	slices.Sort(names)
 	names = slices.Compact(names) // two kinds may know the same name
-	if len(names) == 0 {
-		return "no machine is running; see machinectl list"
+	if near := nearest(ref.Name, names); len(near) > 0 {
+		var say []string
+		for _, name := range near {
+			if len(typed[name]) == 1 && !g.typedOnly(typed[name][0]) {
+				say = append(say, name)
+			} else {
+				say = append(say, typed[name]...)
+			}
+		}
+		return "did you mean " + strings.Join(say, " or ") + "?"
 	}
-	near := nearest(ref.Name, names)
-	if len(near) > 0 {
-		return "did you mean " + strings.Join(near, " or ") + "?"
+	switch f := fail.From(own); {
+	case ref.Kind != "" && f != nil && f.Hint != "":
+		return f.Hint
+	case len(names) == 0:
+		return "no machine is running; see machinectl list"
 	}
 	const most = 8
 	if len(names) > most {
