@@ -43,7 +43,7 @@ func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, err
 	var found []*Machine
 	var told []error // about a machine of this name that cannot be had
 	var failed []*Failure
-	var answered Registry
+	rest := slices.Clone(g) // those that can be asked for a hint
 	for i, a := range answers {
 		switch {
 		case a.err == nil:
@@ -52,9 +52,8 @@ func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, err
 			told = append(told, a.err)
 		case !fail.Is(a.err, fail.NoSuchMachine):
 			failed = append(failed, &Failure{asked[i].Kind(), a.err})
-			continue
+			rest = slices.DeleteFunc(rest, func(r Resolver) bool { return r.Kind() == asked[i].Kind() })
 		}
-		answered = append(answered, asked[i])
 	}
 	switch {
 	case len(found) == 1:
@@ -68,7 +67,7 @@ func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, err
 	case len(failed) == 1 && len(asked) == 1:
 		return nil, failed, failed[0].asError(ref)
 	}
-	return nil, failed, noSuchMachine(ref, failed, answered.hint(ctx, ref, answers[0].err))
+	return nil, failed, noSuchMachine(ref, failed, rest.hint(ctx, ref, answers[0].err))
 }
 
 // meant returns the resolvers that a reference is for, and how long they have to answer.
