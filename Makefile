@@ -95,7 +95,8 @@ data = set -- $1; [ $$\# = 0 ] || install -D -m 0644 -t '$(DESTDIR)$2' "$$@"
 
 # ---- Linters ----
 
-scripts := $(shell git ls-files -z 2>/dev/null | xargs -0 grep -lE '^\#!/bin/(ba)?sh' 2>/dev/null)
+scripts = $(shell find . \( -path ./.git -o -path ./bin \) -prune -o -type f \
+	-exec awk 'FNR == 1 && /^\#!\/bin\/(ba)?sh/ { print FILENAME } { nextfile }' {} +)
 
 .PHONY: check
 check: setup
@@ -125,7 +126,7 @@ test-unit: packages
 # installed, and ends it whatever happens.
 on_testhost = exec 9>bin/.test.lock; flock 9; \
 	trap 'bin/testhost down' EXIT; \
-	bin/testhost up; \
+	bin/testhost up 9>&-; \
 	bin/testhost install
 # One package at a time: some tests stop the daemon, or count what all others leave behind.
 gotest := go test -tags integration -count 1 -p 1 -exec '$(CURDIR)/bin/testhost run'
