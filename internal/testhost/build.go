@@ -38,7 +38,8 @@ func build(ctx context.Context, say func(string, ...any)) (string, error) {
 	}
 	defer unlock()
 
-	if _, err := os.Stat(done); err == nil {
+	now := time.Now()
+	if os.Chtimes(done, now, now) == nil {
 		return done, nil
 	}
 	if err := removeOld(cache); err != nil {
@@ -89,7 +90,8 @@ func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from strin
 	return nil
 }
 
-// removeOld removes trees of other recipes and what an interrupted build left. The caller holds the lock.
+// removeOld removes trees that nobody has used for a week, and what an interrupted build left. The caller
+// holds the lock.
 func removeOld(cache string) error {
 	entries, err := os.ReadDir(cache)
 	if err != nil {
@@ -98,6 +100,13 @@ func removeOld(cache string) error {
 	for _, e := range entries {
 		if !e.IsDir() || e.Name() == "run" {
 			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if !strings.HasSuffix(e.Name(), ".new") && time.Since(info.ModTime()) < 7*24*time.Hour {
+			continue // of another source tree
 		}
 		if err := removeTree(filepath.Join(cache, e.Name())); err != nil {
 			return err
