@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"runtime/debug"
 	"sync"
 )
 
@@ -15,7 +16,8 @@ type table struct {
 	free   []uint32
 	uses   uint32
 	byKey  map[key]*inode
-	peak   int // most inodes since byKey was made
+	peak   int  // most inodes since byKey was made
+	shrunk bool // since giveBack looked
 	graves graves
 }
 
@@ -230,6 +232,18 @@ func (t *table) shrink() {
 		m[k] = n
 	}
 	t.byKey, t.peak = m, len(m)
+	t.shrunk = true
+}
+
+// giveBack lets the system have the memory of inodes that were forgotten in great number. It is called now and then.
+func (t *table) giveBack() {
+	t.mu.Lock()
+	shrunk := t.shrunk
+	t.shrunk = false
+	t.mu.Unlock()
+	if shrunk {
+		debug.FreeOSMemory()
+	}
 }
 
 // len returns the number of inodes in the table.

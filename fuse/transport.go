@@ -128,6 +128,7 @@ func (c *transport) tick(done <-chan struct{}) {
 			return
 		case <-t.C:
 			c.tree.descs.age()
+			c.tree.inodes.giveBack()
 		}
 	}
 }
@@ -205,11 +206,13 @@ func (c *transport) more() {
 	}
 	// So many are rarely all slow at once. Bursts of requests must not end up as thousands of threads.
 	if !c.growing.Swap(true) {
+		c.workers.Add(1)
 		time.AfterFunc(growthDelay, c.grow)
 	}
 }
 
 func (c *transport) grow() {
+	defer c.workers.Done()
 	c.growing.Store(false)
 	if c.waiting.Load() > 0 || c.stopped.Load() {
 		return
