@@ -61,7 +61,8 @@ func TestMachineWithoutAnyDirectory(t *testing.T) {
 		}
 	}
 	// By itself, gdb looks into the process's mount namespace, and does not know that the machine was chrooted.
-	gdb := succeeds(t, machine, "--", "gdb", "-iex", "set sysroot /var/lib/cntr", "-p", "1", "-batch", "-ex", "bt")
+	gdb := succeeds(t, machine, "--", "gdb", "-batch", "-iex", "set sysroot /var/lib/cntr", "-ex", "bt",
+		"/var/lib/cntr/usr/bin/slim", "1")
 	if !strings.Contains(gdb, "in wait_for_work (") {
 		t.Errorf("gdb: %s", gdb)
 	}
