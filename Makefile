@@ -60,8 +60,8 @@ programs:
 	@mkdir -p bin
 	@for name in $(commands); do \
 		case $$name in \
-		cntr-session) CGO_ENABLED=0 $(gobuild) -o bin/ "./cmd/$$name" ;; \
-		*) $(gobuild) -o bin/ "./cmd/$$name" ;; \
+		cntr-attachd) $(gobuild) -o bin/ "./cmd/$$name" ;; \
+		*) CGO_ENABLED=0 $(gobuild) -o bin/ "./cmd/$$name" ;; \
 		esac; \
 	done
 
