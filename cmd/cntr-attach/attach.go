@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 
 	"golang.org/x/sys/unix"
 
@@ -51,9 +52,22 @@ func attach(ctx context.Context, o *options) (int, error) {
 		return o.finish(session.ReadStatus(s.status))
 	}
 	streams.copy()
-	end := session.ReadStatus(s.status)
-	streams.drain()
-	return o.finish(end)
+	ended := make(chan session.Status, 1)
+	go func() { ended <- session.ReadStatus(s.status) }()
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	select {
+	case end := <-ended:
+		streams.drain()
+		return o.finish(end)
+	case interrupt := <-interrupts:
+		// Without its client a session ends, in good order: the command hangs up, and what it still has
+		// to say comes out. Whoever does not want to wait for that does it again.
+		signal.Reset()
+		_ = s.status.Close()
+		streams.outputs.Wait()
+		return 128 + int(interrupt.(unix.Signal)), nil
+	}
 }
 
 // finish turns the end of the session into an exit status.

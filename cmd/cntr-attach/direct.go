@@ -10,6 +10,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/lxc/monitor"
 	"github.com/cntr-attach/cntr-attach/nspawn"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -22,7 +23,10 @@ func startDirectly(ctx context.Context, name string, want session.Spec) (*attach
 	}
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
-	resolvers := machine.Registry{engine.Process{}, machined}
+	services := &engine.Service{}
+	defer services.Close()
+	// Without liblxc, which must not be linked to what runs in a machine.
+	resolvers := machine.Registry{engine.Process{}, services, machined, monitor.Resolver{}}
 	m, err := resolvers.Resolve(ctx, name)
 	if err != nil {
 		return nil, err

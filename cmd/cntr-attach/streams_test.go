@@ -8,6 +8,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStreamsAreByteExact(t *testing.T) {
@@ -113,4 +116,26 @@ func TestDescriptorsOfTheCallerStayOutside(t *testing.T) {
 	if out != "0\n1\n2\n3\n" { // 3 is the directory that ls reads
 		t.Errorf("got %q", out)
 	}
+}
+
+// Interrupted, a command can still tell what it has seen, as tcpdump and strace do.
+func TestInterruptLetsTheCommandFinish(t *testing.T) {
+	for _, mode := range []string{"--quiet", "--direct"} {
+		for _, interrupt := range []unix.Signal{unix.SIGINT, unix.SIGTERM} {
+			r := start(t, mode, booted, "sh", "-c", "trap 'echo summary; exit' HUP; echo ready; while :; do sleep 0.01; done")
+			if got := r.line(); got != "ready" {
+				t.Fatalf("got %q", got)
+			}
+			if err := r.cmd.Process.Signal(interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.line(); got != "summary" {
+				t.Errorf("%s %v: got %q", mode, interrupt, got)
+			}
+			if code := r.exit(10 * time.Second); code != 128+int(interrupt) {
+				t.Errorf("%s %v: exit status %d", mode, interrupt, code)
+			}
+		}
+	}
+	waitForNoScopes(t)
 }
