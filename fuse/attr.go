@@ -149,6 +149,12 @@ func (fs *tree) setattr(n *inode, fd int, in *raw.SetAttrIn) error {
 			return unix.EINVAL
 		}
 		err := fs.threads.withoutSetID(in.Valid&raw.FATTR_KILL_SUIDGID != 0, func() error {
+			// Who has the file open for writing may truncate it even if he may not write it any more.
+			if fh, ok := in.GetFh(); ok {
+				if h := fs.handles.get(fh); h != nil && h.n == n && h.writes {
+					return retry(func() error { return unix.Ftruncate(h.fd, int64(size)) })
+				}
+			}
 			return retry(func() error { return unix.Truncate(name, int64(size)) })
 		})
 		if err != nil {

@@ -255,28 +255,6 @@ func TestAllowIsAsked(t *testing.T) {
 	wantErr(t, "getxattr", err, unix.EACCES)
 }
 
-// TestCloseDisconnects ends service with files open and a process waiting.
-func TestCloseDisconnects(t *testing.T) {
-	s := serve(t, files(t, "f", "dir/g"), Options{Writable: true})
-	f, err := os.Open(s.path("f"))
-	must(t, err)
-	defer f.Close()
-	must(t, s.Close())
-	if err := <-s.done; err != nil {
-		t.Errorf("Serve: %v", err)
-	}
-	_, err = os.Stat(s.path("dir/g"))
-	wantErr(t, "stat", err, unix.ENOTCONN)
-	_, err = os.ReadFile(s.path("f"))
-	wantErr(t, "open", err, unix.ENOTCONN)
-	_, err = io.ReadAll(f)
-	wantErr(t, "read", err, unix.ENOTCONN)
-	f.Close()
-	s.once.Do(func() {})
-	must(t, unix.Unmount(s.mnt, 0))
-	must(t, s.Close())
-}
-
 func TestNoDescriptorIsLeaked(t *testing.T) {
 	tree := files(t)
 	for i := range 300 {
