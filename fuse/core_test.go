@@ -6,10 +6,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -370,4 +372,49 @@ func checksum(data []byte) uint64 {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
 	return h
+}
+
+// TestHostChangesAreSeenInTime measures how long the session sees the old state after the host changed something: never
+// longer than Options.Cache says, and at once after an open.
+func TestHostChangesAreSeenInTime(t *testing.T) {
+	const bound = 300 * time.Millisecond
+	for _, pass := range []bool{false, true} {
+		s := serve(t, files(t, "grows", "goes", "swapped", "other"), Options{
+			Passthrough: pass, Cache: Cache{bound, bound, bound},
+		})
+		size := func(name string) int64 {
+			info, err := os.Lstat(s.path(name))
+			if err != nil {
+				return -1
+			}
+			return info.Size()
+		}
+		for _, c := range []struct {
+			what, name string
+			want       int64
+			change     func() error
+		}{
+			{"a file is written", "grows", 9, func() error { return os.WriteFile(s.host("grows"), []byte("123456789"), 0o644) }},
+			{"a file is removed", "goes", -1, func() error { return os.Remove(s.host("goes")) }},
+			{"a file is made", "new", 3, func() error { return os.WriteFile(s.host("new"), []byte("new"), 0o644) }},
+			{"a file is replaced", "swapped", 5, func() error { return os.Rename(s.host("other"), s.host("swapped")) }},
+		} {
+			size(c.name) // the kernel remembers
+			must(t, c.change())
+			start := time.Now()
+			for size(c.name) != c.want {
+				if time.Since(start) > 10*bound {
+					break
+				}
+				runtime.Gosched()
+			}
+			if d := time.Since(start); d > bound+200*time.Millisecond {
+				t.Errorf("passthrough %v: %s: seen after %v", pass, c.what, d)
+			}
+		}
+		// The content at the next open, also if the size is the same.
+		wantContent(t, s.path("grows"), "123456789")
+		must(t, os.WriteFile(s.host("grows"), []byte("987654321"), 0o644))
+		wantContent(t, s.path("grows"), "987654321")
+	}
 }

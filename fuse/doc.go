@@ -41,15 +41,26 @@
 //
 // # How fresh the view is
 //
-// The kernel caches names and attributes for Options.Cache, one second unless told otherwise: that long may the
-// session see the old state after a change on the tree that it did not make itself. File data is as fresh as the
-// attributes, and always fresh after an open(2) (close-to-open), or at any time where passthrough applies.
-// inotify in the session reports what the session does, not what the host does.
+// The kernel caches names and attributes for Options.Cache, one second unless told otherwise: that long may the session
+// see the old state after a change on the tree that it did not make itself. File data is as fresh as the attributes,
+// and always fresh after an open(2) (close-to-open), or at any time where passthrough applies
+// (TestHostChangesAreSeenInTime). inotify in the session reports what the session does, not what the host does; on the host
+// it reports what the session does, but for reads and writes in passthrough mode, which the kernel does itself.
 //
 // # Limits
 //
-// Unix sockets and FIFOs of the tree are not connected to the tree's (ECONNREFUSED for sockets). Mounted procfs and
-// autofs are shown as empty directories. A file system without file handles, overlayfs for one, costs a descriptor for
-// each inode that the kernel remembers. All ioctls but those of ioctl.go fail with ENOTTY. Needs Linux 6.1 and root;
-// passthrough needs 6.9.
+//   - Unix sockets and FIFOs of the tree are not connected to the tree's (ECONNREFUSED for sockets).
+//   - Mounted procfs and autofs are shown as empty directories; our own mount, if it is in the tree, is not
+//     entered (ELOOP).
+//   - A file system without file handles, overlayfs for one, costs a descriptor for each inode of it that the kernel
+//     remembers. Where there are none left, lookups fail with EMFILE.
+//   - All ioctls but those of ioctl.go fail with ENOTTY. fallocate with COLLAPSE_RANGE or INSERT_RANGE and reflinks
+//     are refused by the kernel for all FUSE file systems (EOPNOTSUPP), and syncfs(2) does not reach the server.
+//   - POSIX locks that wait for one another in a circle are not found out (no EDEADLK).
+//   - A file in passthrough mode that is given set-id bits while it is open loses them with root's next write, too.
+//   - After the server is gone, files that are open in passthrough mode can still be read and written.
+//   - Handles that the session took with name_to_handle_at(2) work while the kernel remembers the inode, and for the
+//     8192 that it forgot last.
+//
+// Needs root, Linux 6.1, and 6.9 for passthrough.
 package fuse

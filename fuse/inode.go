@@ -80,6 +80,3 @@ func (fs *tree) forget(node, nlookup uint64) {
 
 // rootNode is FUSE_ROOT_ID.
 const rootNode = 1
-
-// counters counts requests by operation; see FileSystem.Requests.
-type counters [64]atomic.Uint64

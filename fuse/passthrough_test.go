@@ -70,10 +70,14 @@ func TestUpcalls(t *testing.T) {
 			{"open, read, close a small file", func() { open(s.path("small"), unix.O_RDONLY, read) }, [2]string{"OPEN:1", "OPEN:1 READ:1"}},
 			{"again", func() { open(s.path("small"), unix.O_RDONLY, read) }, [2]string{"OPEN:1", "OPEN:1"}},
 			{"access", func() { must(t, unix.Access(s.path("small"), unix.R_OK)) }, [2]string{"", ""}},
-			{"open, write 64 KiB, close", func() { open(s.path("big"), unix.O_WRONLY, write) },
-				[2]string{"FLUSH:1 GETXATTR:1 LOOKUP:1 OPEN:1", "FLUSH:1 GETXATTR:1 LOOKUP:1 OPEN:1 WRITE:16"}},
-			{"create, write 64 KiB, close", func() { open(s.path("new"), unix.O_CREAT|unix.O_WRONLY, write) },
-				[2]string{"CREATE:1 FLUSH:1 GETXATTR:1 LOOKUP:1", "CREATE:1 FLUSH:1 GETXATTR:1 LOOKUP:1 WRITE:16"}},
+			{
+				"open, write 64 KiB, close", func() { open(s.path("big"), unix.O_WRONLY, write) },
+				[2]string{"FLUSH:1 GETXATTR:1 LOOKUP:1 OPEN:1", "FLUSH:1 GETXATTR:1 LOOKUP:1 OPEN:1 WRITE:16"},
+			},
+			{
+				"create, write 64 KiB, close", func() { open(s.path("new"), unix.O_CREAT|unix.O_WRONLY, write) },
+				[2]string{"CREATE:1 FLUSH:1 GETXATTR:1 LOOKUP:1", "CREATE:1 FLUSH:1 GETXATTR:1 LOOKUP:1 WRITE:16"},
+			},
 			{"list 102 entries with attributes", func() {
 				entries, err := os.ReadDir(s.path("dir"))
 				must(t, err)
