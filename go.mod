@@ -6,6 +6,11 @@ require (
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/hanwen/go-fuse/v2 v2.12.1
+	github.com/lxc/go-lxc v0.0.0-00010101000000-000000000000
 	github.com/spf13/pflag v1.0.10
 	golang.org/x/sys v0.41.0
 )
+
+// go-lxc has no releases. This is Debian's copy of it, package golang-gopkg-lxc-go-lxc.v2-dev, which .ci/setup
+// installs: of 2022 in Debian 12, of 2024 in Debian 13.
+replace github.com/lxc/go-lxc => /usr/share/gocode/src/gopkg.in/lxc/go-lxc.v2

@@ -19,6 +19,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/lxc"
 	"github.com/cntr-attach/cntr-attach/nspawn"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -107,10 +108,12 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	defer launcher.Close()
-	resolver := &nspawn.Resolver{}
-	defer resolver.Close()
+	machined := &nspawn.Resolver{}
+	defer machined.Close()
+	services := &engine.Service{}
+	defer services.Close()
 	return dbus.Serve(ctx, dbus.Config{
-		Machines:    machine.Registry{resolver, engine.Process{}},
+		Machines:    machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}},
 		Sessions:    launcher,
 		Version:     version,
 		IdleTimeout: p.idleTimeout,
