@@ -17,8 +17,9 @@
 //	   ├──► bench work    ours     cntr-attach --writable deb -- …
 //	   └──► bench work    cntr     cntr attach LEADER -- …
 //
-// The worker is one static program at one path, which is the same file in all four settings. It is started once a
-// round in each and takes the time of each workload itself, so the start of a session is in no figure. A workload runs
+// The worker is one static program at one path, which is the same file in all four settings. It takes the time of each
+// workload itself, so the start of a session is in no figure. For each workload it is started anew, with a session of
+// its own, so that no figure depends on what came before: cntr gets slower the more files it has seen. A workload runs
 // in the four settings one right after the other, in an order that moves on each round, before the next workload has
 // its turn: whatever else the computer does at the time, they all get their share of it. A ratio in the table is the
 // median of the rounds' ratios.

@@ -113,11 +113,11 @@ func (b *bench) round(round int) error {
 			case errors.As(err, &failed), errors.Is(err, errTimeout):
 				b.Log("%s in %s: %v", row.Name, s, err)
 				row.Failed[s] = err.Error()
-				b.stop(s)
 			default:
 				return fmt.Errorf("%s: %w", row.Name, err)
 			}
 		}
+		b.stopAll()
 		if b.Verbose {
 			b.Log("%s took %.1f s", row.Name, time.Since(begin).Seconds())
 		}

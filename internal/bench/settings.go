@@ -88,7 +88,10 @@ func (s Setting) start(program ...string) (*worker, error) {
 		scanner := bufio.NewScanner(out)
 		for scanner.Scan() {
 			if _, text, ok := strings.Cut(scanner.Text(), answer); ok {
-				lines <- strings.TrimSpace(text)
+				select {
+				case lines <- strings.TrimSpace(text):
+				default: // nobody waits for that many
+				}
 			}
 		}
 		close(lines)
@@ -156,16 +159,13 @@ func (s Setting) dir() string { return filepath.Join(dir, "work-"+string(s)) }
 
 // stop ends the worker, and its session with it.
 func (w *worker) stop() {
-	w.in.Close()
+	// A program on a terminal does not see that the pipe behind it was closed, so it is told.
+	_, _ = io.WriteString(w.in, "quit\n")
 	select {
 	case <-w.done:
-		return
 	case <-time.After(2 * time.Second):
+		_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL)
+		<-w.done
 	}
-	// A program on a terminal does not see that the pipe at the other end of cntr is closed.
-	_ = syscall.Kill(-w.cmd.Process.Pid, syscall.SIGKILL)
-	for range w.lines {
-		continue
-	}
-	<-w.done
+	w.in.Close()
 }

@@ -20,6 +20,7 @@ const answer = "bench! "
 //
 //	prepare NAME WORK SCRATCH    →    ok NANOSECONDS
 //	run NAME WORK SCRATCH        →    ok NANOSECONDS, or failed REASON
+//	quit
 //
 // Its first line is "ready DEVICE", with the device number of its root directory.
 func Work(in io.Reader, out io.Writer) error {
@@ -32,7 +33,7 @@ func Work(in io.Reader, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%sready %d\n", answer, st.Dev)
 	lines := bufio.NewScanner(in)
-	for lines.Scan() {
+	for lines.Scan() && lines.Text() != "quit" {
 		took, err := step(lines.Text())
 		if err != nil {
 			fmt.Fprintf(out, "%sfailed %s\n", answer, oneLine(err.Error()))
