@@ -45,7 +45,7 @@
 // see the old state after a change on the tree that it did not make itself. File data is as fresh as the attributes,
 // and always fresh after an open(2) (close-to-open), or at any time where passthrough applies
 // (TestHostChangesAreSeenInTime). inotify in the session reports what the session does, not what the host does; on the host
-// it reports what the session does, but for reads and writes in passthrough mode, which the kernel does itself.
+// it reports what both do (TestWhatInotifySees).
 //
 // # Limits
 //
