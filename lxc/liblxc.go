@@ -50,19 +50,25 @@ func ask(c monitor.Container) answer {
 	}
 	defer func() { _ = container.Release() }() // it fails for a container that was released
 
-	switch state := container.State(); state {
-	case golxc.RUNNING, golxc.FREEZING, golxc.FROZEN, golxc.THAWED:
-	default:
+	if state := container.State(); !isRunning(state) {
 		return answer{err: c.NotRunning("is " + strings.ToLower(state.String()))}
 	}
 	leader, err := leaderOf(container)
-	if fail.Is(err, fail.NotRunning) {
+	if fail.Is(err, fail.NotRunning) || err != nil && !isRunning(container.State()) {
 		return answer{err: c.NotRunning("has just ended")}
 	}
 	if err != nil {
 		return answer{err: fmt.Errorf("LXC container %q: %w", c.Name, err)}
 	}
 	return answer{leader: leader, root: root(container)}
+}
+
+func isRunning(state golxc.State) bool {
+	switch state {
+	case golxc.RUNNING, golxc.FREEZING, golxc.FROZEN, golxc.THAWED:
+		return true
+	}
+	return false
 }
 
 // leaderOf gets a pidfd from the monitor, or from a monitor that has none to give, on kernels that did not

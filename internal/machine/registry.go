@@ -223,7 +223,8 @@ func (g Registry) hint(ctx context.Context, ref Ref, own error) string {
 	return "running: " + strings.Join(names, ", ")
 }
 
-// nearest returns the names within a third of s's length in edits, nearest first, at most three.
+// nearest returns the names that start with s or are within a third of its length in edits, nearest first,
+// at most three.
 func nearest(s string, names []string) []string {
 	type scored struct {
 		name  string
@@ -231,7 +232,11 @@ func nearest(s string, names []string) []string {
 	}
 	var near []scored
 	for _, n := range names {
-		if d := edits(s, n); d <= max(1, len(s)/3) || strings.HasPrefix(n, s) {
+		d := edits(s, n)
+		if strings.HasPrefix(n, s) {
+			d = 0 // "web" is more likely to be the start of "web@alice" than a slip for "deb"
+		}
+		if d <= max(1, len(s)/3) {
 			near = append(near, scored{n, d})
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 )
@@ -49,7 +51,7 @@ func Find(ctx context.Context, lxcpath, name string) (Container, error) {
 		return Container{}, fail.New(fail.NoSuchMachine, "", "%q cannot be the name of an LXC container", name)
 	}
 	bare, _, _ := cutLast(name, "@")
-	list, err := find(ctx, func(c *claim) bool {
+	list, full, err := find(ctx, func(c *claim) bool {
 		if c.address == address(lxcpath, name) {
 			c.lxcpath, c.name = lxcpath, name
 		}
@@ -77,6 +79,8 @@ func Find(ctx context.Context, lxcpath, name string) (Container, error) {
 		}
 		return Container{}, fail.New(fail.AmbiguousMachine, "name its first process, pid:N, which lxc-info -P tells",
 			"more than one LXC container is called %q, in %s", name, strings.Join(paths, " and "))
+	case len(full) > 0:
+		return Container{}, fmt.Errorf("the monitor of LXC container %q does not answer: %w", name, unix.EAGAIN)
 	case len(others) > 0:
 		var refs []string
 		for _, c := range others {
@@ -100,18 +104,20 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// All returns all containers, root's first, then by name.
+// All returns all containers, root's first, then by name. Those whose monitor has not answered so many
+// questions that it can be asked no more are left out, as nobody knows whose they are.
 func All(ctx context.Context) ([]Container, error) {
-	return find(ctx, func(c *claim) bool { return c.name != "" })
+	list, _, err := find(ctx, func(c *claim) bool { return c.name != "" })
+	return list, err
 }
 
-// find returns the containers whose sockets are wanted. The function may complete what the socket tells.
-func find(ctx context.Context, wanted func(*claim) bool) ([]Container, error) {
+// find returns the containers whose sockets are wanted, and the sockets that take no connection any more. The
+// function may complete what the socket tells.
+func find(ctx context.Context, wanted func(*claim) bool) (list []Container, full []claim, err error) {
 	sockets, err := claims()
 	if err != nil {
-		return nil, fmt.Errorf("listing the monitors of LXC containers: %w", err)
+		return nil, nil, fmt.Errorf("listing the monitors of LXC containers: %w", err)
 	}
-	var list []Container
 	names, count := map[uint32]string{0: ""}, map[uint32]int{}
 	for _, s := range sockets {
 		if !wanted(&s) {
@@ -120,7 +126,10 @@ func find(ctx context.Context, wanted func(*claim) bool) ([]Container, error) {
 		uid, err := listener(ctx, s.address)
 		switch {
 		case ctx.Err() != nil:
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
+		case errors.Is(err, unix.EAGAIN):
+			full = append(full, s)
+			continue
 		case err != nil:
 			continue // it has ended, or is nobody's who would answer
 		}
@@ -136,7 +145,7 @@ func find(ctx context.Context, wanted func(*claim) bool) ([]Container, error) {
 		return cmp.Or(cmp.Compare(min(a.UID, 1), min(b.UID, 1)), strings.Compare(a.Ref(), b.Ref()),
 			strings.Compare(a.Path, b.Path))
 	})
-	return list, nil
+	return list, full, nil
 }
 
 // userName returns the name of a user of the host.

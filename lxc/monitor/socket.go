@@ -110,7 +110,8 @@ func address(lxcpath, name string) string {
 var errNobody = errors.New("nobody listens")
 
 // listener returns the user who listens on an abstract socket, as a uid of the caller's user namespace.
-// The kernel noted it when listen was called (SO_PEERCRED, unix(7)).
+// The kernel noted it when listen was called (SO_PEERCRED, unix(7)). EAGAIN says that the listener does not
+// accept connections, and that there are too many already.
 func listener(ctx context.Context, address string) (uint32, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
