@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,13 +20,21 @@ import (
 )
 
 // The random test does what fsx and fsstress do: the same long sequence of random operations on our mount and on a plain
-// directory, where every result must be the same, and from time to time the whole trees. 1,000,000 operations:
+// directory, where every result must be the same, and from time to time the whole trees. As .ci/run does it, with
+// 1,000,000 operations and the race detector:
 //
-//	go test -race -run TestRandomOperations ./fuse -ops 1000000
+//	TEST_OPERATIONS=1000000 make test TESTFLAGS=-race
 var (
-	opsFlag  = flag.Int("ops", 12000, "operations of TestRandomOperations, over all variants")
+	opsFlag  = flag.Int("ops", operations(), "operations of TestRandomOperations, over all variants")
 	seedFlag = flag.Uint64("seed", 0, "seed of TestRandomOperations; 0: another one each time")
 )
+
+func operations() int {
+	if n, err := strconv.Atoi(os.Getenv("TEST_OPERATIONS")); err == nil {
+		return n
+	}
+	return 12000
+}
 
 func TestRandomOperations(t *testing.T) {
 	seed := *seedFlag
