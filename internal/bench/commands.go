@@ -24,12 +24,18 @@ func commandWorkloads() []Workload {
 		{Name: "untar-20k", Title: "untar 20,000 files", run: shell(`tar -xf $DATA/20k.tar`)},
 		{Name: "rm-20k", Title: "rm -r of 20,000 files", host: shell(`tar -xf $DATA/20k.tar`), run: shell(`rm -r 20k`)},
 		{Name: "git-clone", Title: "git clone, 2,000 files", run: shell(`git clone --quiet --no-local $DATA/repo.git clone`)},
-		{Name: "git-status", Title: "git status, 2,000 files", host: shell(`git clone --quiet $DATA/repo.git clone`),
-			prepare: shell(`cd clone && git status >/dev/null`), run: shell(`cd clone && git status >/dev/null`)},
-		{Name: "compile", Title: "compile a C project of 24 files, make -j2", Bar: barExec, host: shell(`cp -r $DATA/project .`),
-			run: shell(`make -s -j2 -C project`)},
-		{Name: "exec", Title: "1,000 × /bin/true", Bar: barExec, prepare: shell(`/bin/true`),
-			run: shell(`i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i + 1)); done`)},
+		{
+			Name: "git-status", Title: "git status, 2,000 files", host: shell(`git clone --quiet $DATA/repo.git clone`),
+			prepare: shell(`cd clone && git status >/dev/null`), run: shell(`cd clone && git status >/dev/null`),
+		},
+		{
+			Name: "compile", Title: "compile a C project of 24 files, make -j2", Bar: barExec, host: shell(`cp -r $DATA/project .`),
+			run: shell(`make -s -j2 -C project`),
+		},
+		{
+			Name: "exec", Title: "1,000 × /bin/true", Bar: barExec, prepare: shell(`/bin/true`),
+			run: shell(`i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i + 1)); done`),
+		},
 		{Name: "sqlite-commits", Title: "sqlite, 100 inserts, each synced", run: shell(`sqlite3 db <$DATA/commits.sql`)},
 		{Name: "sqlite-bulk", Title: "sqlite, 100,000 inserts at once", run: shell(`sqlite3 db <$DATA/bulk.sql`)},
 	}

@@ -34,8 +34,10 @@ func fileWorkloads() []Workload {
 			buf := make([]byte, 16*kib)
 			return repeat(treeFiles, func(i int) error { return readWhole(treeFile(p, i), buf) })
 		}},
-		{Name: "postmark", Title: "PostMark-like: 1,000 small files, 4,000 transactions", syncs: true,
-			prepare: func(place) error { return nil }, run: func(p place) error { return postmark(p.scratch) }},
+		{
+			Name: "postmark", Title: "PostMark-like: 1,000 small files, 4,000 transactions", syncs: true,
+			prepare: func(place) error { return nil }, run: func(p place) error { return postmark(p.scratch) },
+		},
 	}
 }
 

@@ -72,8 +72,10 @@ func Counted() []Workload {
 		{Name: "count-write", Title: "write 4 KiB to an open file", Ops: countedFiles, prepare: nothing, run: func(p place) error {
 			return blocks(filepath.Join(p.work, "big"), unix.O_RDWR|unix.O_CREAT, 4*kib, countedFiles, countedFiles, false, unix.Pwrite)
 		}},
-		{Name: "count-exec", Title: "sh runs /bin/true", Ops: 100, prepare: shell(`/bin/true`),
-			run: shell(`i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i + 1)); done`)},
+		{
+			Name: "count-exec", Title: "sh runs /bin/true", Ops: 100, prepare: shell(`/bin/true`),
+			run: shell(`i=0; while [ $i -lt 100 ]; do /bin/true; i=$((i + 1)); done`),
+		},
 	}
 }
 
