@@ -180,7 +180,7 @@ func (b *bench) worker(s Setting) (*worker, error) {
 		return nil, err
 	}
 	b.workers[s] = w
-	return w, nil
+	return w, favour(b.program)
 }
 
 func (b *bench) stop(s Setting) {
