@@ -86,10 +86,10 @@ func startService(t *testing.T, unit string, command []string, properties ...str
 		_ = exec.Command("systemctl", "kill", "--signal=KILL", unit).Run() // it may have ended
 		_ = exec.Command("systemctl", "stop", unit).Run()
 	})
-	return mainPID(t, unit)
+	return mainPIDOf(t, unit)
 }
 
-func mainPID(t *testing.T, unit string) int {
+func mainPIDOf(t *testing.T, unit string) int {
 	t.Helper()
 	pid, err := strconv.Atoi(must(t, "systemctl", "show", "--property=MainPID", "--value", unit))
 	if err != nil || pid == 0 {
@@ -370,4 +370,25 @@ func TestSessionEndsWithItsService(t *testing.T) {
 			t.Errorf("%s: exit status 0: %s", unit, &stderr)
 		}
 	}
+}
+
+func BenchmarkServices(b *testing.B) {
+	s := &Service{}
+	defer s.Close()
+	b.Run("list", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := s.List(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("resolve", func(b *testing.B) {
+		for b.Loop() {
+			m, err := s.Resolve(b.Context(), "dbus")
+			if err != nil {
+				b.Fatal(err)
+			}
+			_ = m.Close()
+		}
+	})
 }

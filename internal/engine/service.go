@@ -58,7 +58,7 @@ type service struct {
 	MainPID      uint32
 	ControlGroup string // "/system.slice/nginx.service"
 
-	RootDirectory, RootImage string
+	RootDirectory string
 }
 
 // Resolve holds on to the main process of a running service, called "nginx.service" or "nginx". The caller
@@ -116,22 +116,22 @@ func (s *Service) List(ctx context.Context) ([]machine.Info, error) {
 		if u.SubState != "running" {
 			continue
 		}
-		p, err := serviceOf(ctx, conn, u.Name)
+		pid, err := mainPID(ctx, conn, u.Name)
 		if err != nil {
 			return list, err
 		}
-		if p.MainPID == 0 {
+		if pid == 0 {
 			continue
 		}
-		root, err := rootOf(int(p.MainPID))
+		root, err := rootOf(pid)
 		if errors.Is(err, fs.ErrNotExist) || root == host {
 			continue
 		}
 		if err != nil {
-			return list, fmt.Errorf("service %q: %w", p.Id, err)
+			return list, fmt.Errorf("service %q: %w", u.Name, err)
 		}
 		list = append(list, machine.Info{
-			Kind: s.Kind(), Name: p.Id, Class: "service", Service: "systemd", Leader: int(p.MainPID),
+			Kind: s.Kind(), Name: u.Name, Class: "service", Service: "systemd", Leader: pid,
 		})
 	}
 	slices.SortFunc(list, func(a, b machine.Info) int { return strings.Compare(a.Name, b.Name) })
@@ -181,29 +181,48 @@ var otherUnits = []string{
 	"socket", "device", "mount", "automount", "swap", "target", "path", "timer", "slice", "scope",
 }
 
-// serviceOf asks systemd about a service. systemd loads the unit if it must, and knows any valid name.
+// serviceOf asks systemd about a service. systemd loads the unit if it must, and knows any valid name. It is
+// asked for one property after the other: all of them are hundreds, some of which take it time to find out.
 func serviceOf(ctx context.Context, conn *dbus.Conn, name string) (service, error) {
-	all, err := conn.GetAllPropertiesContext(ctx, name)
-	switch bus.ErrorName(err) {
-	case "org.freedesktop.DBus.Error.InvalidArgs", "org.freedesktop.DBus.Error.UnknownObject",
-		"org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.systemd1.LoadFailed":
-		return service{}, noSuchService(name)
-	}
-	if err != nil {
-		return service{}, fmt.Errorf("asking systemd about %q: %w", name, err)
-	}
 	var p service
-	for key, to := range map[string]any{
-		"Id": &p.Id, "LoadState": &p.LoadState, "ActiveState": &p.ActiveState, "MainPID": &p.MainPID,
-		"ControlGroup": &p.ControlGroup, "RootDirectory": &p.RootDirectory, "RootImage": &p.RootImage,
+	for _, of := range []struct {
+		kind, property string
+		to             any
+	}{
+		{"Unit", "Id", &p.Id},
+		{"Unit", "LoadState", &p.LoadState},
+		{"Unit", "ActiveState", &p.ActiveState},
+		{"Service", "MainPID", &p.MainPID},
+		{"Service", "ControlGroup", &p.ControlGroup},
+		{"Service", "RootDirectory", &p.RootDirectory},
 	} {
-		if value, found := all[key]; found {
-			if err := godbus.Store([]any{value}, to); err != nil {
-				return p, fmt.Errorf("property %s of %q: %w", key, name, err)
-			}
+		value, err := conn.GetUnitTypePropertyContext(ctx, name, of.kind, of.property)
+		switch bus.ErrorName(err) {
+		case "org.freedesktop.DBus.Error.InvalidArgs", "org.freedesktop.DBus.Error.UnknownObject",
+			"org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.systemd1.LoadFailed":
+			return p, noSuchService(name)
+		}
+		if err == nil {
+			err = value.Value.Store(of.to)
+		}
+		if err != nil {
+			return p, fmt.Errorf("asking systemd for %s of %q: %w", of.property, name, err)
 		}
 	}
 	return p, nil
+}
+
+// mainPID asks systemd for a service's main process; 0 if it has none.
+func mainPID(ctx context.Context, conn *dbus.Conn, name string) (int, error) {
+	value, err := conn.GetUnitTypePropertyContext(ctx, name, "Service", "MainPID")
+	var pid uint32
+	if err == nil {
+		err = value.Value.Store(&pid)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking systemd for the main process of %q: %w", name, err)
+	}
+	return int(pid), nil
 }
 
 func noSuchService(name string) error {
@@ -233,12 +252,12 @@ func (p service) notRunning(what string) error {
 // verify makes sure that leader, a pidfd just opened by number, holds the service's main process: systemd
 // still gives this number, the process is in the service's control group, and is alive after both.
 func (p service) verify(ctx context.Context, conn *dbus.Conn, leader *machine.Leader) error {
-	now, err := serviceOf(ctx, conn, p.Id)
+	now, err := mainPID(ctx, conn, p.Id)
 	if err != nil {
 		return err
 	}
 	cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", leader.PID))
-	if now.MainPID != p.MainPID || !leader.Alive() || errors.Is(err, fs.ErrNotExist) {
+	if now != leader.PID || !leader.Alive() || errors.Is(err, fs.ErrNotExist) {
 		return p.notRunning("has just ended or been restarted")
 	}
 	if err != nil {
