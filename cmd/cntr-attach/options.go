@@ -15,8 +15,8 @@ const usage = `cntr-attach [OPTIONS…] MACHINE [COMMAND [ARG…]]
 Run COMMAND (or a shell) in a running container, with the tools of this host.
 The container's own root directory is at /var/lib/cntr.
 
-MACHINE is a name that machinectl lists, or pid:N for the container that
-process N is in; nspawn:NAME and so on if a name is not unique.
+MACHINE is a name that machinectl or lxc-ls lists (nspawn:NAME or lxc:NAME if
+both do), unit:NAME for a service, or pid:N for what process N is in.
 
   -u, --user=USER          Be USER of the machine, by name or number [root]
   -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
