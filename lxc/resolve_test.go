@@ -5,6 +5,7 @@ package lxc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -368,7 +369,7 @@ func TestLeaksNothing(t *testing.T) {
 		once()
 	}
 	if n := count(t, "/proc/self/fd"); n > fds {
-		t.Errorf("%d descriptors, %d before", n, fds)
+		t.Errorf("%d descriptors, %d before:\n%s", n, fds, must(t, "ls", "-l", fmt.Sprintf("/proc/%d/fd", os.Getpid())))
 	}
 	// A container that is not released is some 10 KiB.
 	if n := memory(t); n > before+12<<10 {
