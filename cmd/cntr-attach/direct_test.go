@@ -53,7 +53,28 @@ func TestDirectSessionLeavesNothingWhenKilled(t *testing.T) {
 	if got := r.line(); got != "ready" {
 		t.Fatalf("got %q", got)
 	}
-	session, inside := 0, []int{}
+	var session int
+	var inside []int
+	// The shell's children are there when it says so, but may not have executed sleep yet.
+	for deadline := time.Now().Add(runTimeout); session == 0 || len(inside) != 3; {
+		if time.Now().After(deadline) {
+			t.Fatalf("session process %d, in the session %v", session, inside)
+		}
+		session, inside = directSession(t)
+	}
+	all := hold(t, inside...)
+	if err := unix.Kill(session, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	all.end(t, 2*time.Second)
+	if code := r.exit(10 * time.Second); code != 125 {
+		t.Errorf("exit status %d, %s", code, &r.stderr)
+	}
+}
+
+// directSession finds the session process, and the processes of the command that the test above runs.
+func directSession(t *testing.T) (session int, inside []int) {
+	t.Helper()
 	for _, path := range glob(t, "/proc/[0-9]*/cmdline") {
 		cmdline, _ := os.ReadFile(path) // some end meanwhile
 		var pid int
@@ -67,15 +88,5 @@ func TestDirectSessionLeavesNothingWhenKilled(t *testing.T) {
 			inside = append(inside, pid)
 		}
 	}
-	if session == 0 || len(inside) != 3 {
-		t.Fatalf("session process %d, in the session %v", session, inside)
-	}
-	all := hold(t, inside...)
-	if err := unix.Kill(session, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	all.end(t, 2*time.Second)
-	if code := r.exit(10 * time.Second); code != 125 {
-		t.Errorf("exit status %d, %s", code, &r.stderr)
-	}
+	return session, inside
 }
