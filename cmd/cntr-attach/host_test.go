@@ -253,8 +253,12 @@ func (h holder) end(t *testing.T, limit time.Duration) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for pid, fd := range h {
-		ms := int(max(0, time.Until(deadline).Milliseconds()))
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms); err != nil || n != 1 {
+		n, err := 0, error(unix.EINTR)
+		for err == unix.EINTR { // the Go runtime sends itself signals
+			ms := int(max(0, time.Until(deadline).Milliseconds()))
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
+		}
+		if err != nil || n != 1 {
 			state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 			stack, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stack", pid))
 			t.Errorf("process %d still runs after %v\n%s\n%s", pid, limit, state, stack)
