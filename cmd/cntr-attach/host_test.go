@@ -254,7 +254,7 @@ func (h holder) end(t *testing.T, limit time.Duration) {
 	deadline := time.Now().Add(limit)
 	for pid, fd := range h {
 		n, err := 0, error(unix.EINTR)
-		for err == unix.EINTR { // the Go runtime sends itself signals
+		for errors.Is(err, unix.EINTR) { // the Go runtime sends itself signals
 			ms := int(max(0, time.Until(deadline).Milliseconds()))
 			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
 		}
