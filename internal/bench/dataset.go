@@ -51,9 +51,6 @@ func makeData() error {
 		return err
 	}
 	for _, s := range Settings {
-		if err := os.MkdirAll(s.dir(), 0o755); err != nil {
-			return err
-		}
 		if err := fillFile(filepath.Join(s.dir(), "big"), writeSize); err != nil {
 			return err
 		}

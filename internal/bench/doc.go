@@ -28,6 +28,9 @@
 // and 3 written to /proc/sys/vm/drop_caches. Inodes and names are dropped before each workload, for all settings: cntr
 // keeps a descriptor for each inode that the kernel knows, and runs into the limit on open files.
 //
+// All that takes part runs with the highest priority, sessions with their servers included, so that other programs have
+// little part in the times. What they do to the disk, and to the caches of the CPU, remains.
+//
 // Everything is generated from fixed seeds, in /srv/bench of the test host.
 //
 // # Upcalls and memory

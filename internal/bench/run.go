@@ -75,20 +75,27 @@ func Measure(o Options) (*Report, error) {
 
 // setUp puts the program and the data where the settings find them.
 func (b *bench) setUp() error {
+	if err := b.putProgram(); err != nil {
+		return err
+	}
+	return errors.Join(buildPreload(), makeData())
+}
+
+// putProgram begins with an empty directory and puts this very program there, for the workers.
+func (b *bench) putProgram() error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+	for _, s := range Settings {
+		if err := os.MkdirAll(s.dir(), 0o755); err != nil {
+			return err
+		}
 	}
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(b.program, self, 0o755); err != nil {
-		return err
-	}
-	return errors.Join(buildPreload(), makeData())
+	return os.WriteFile(b.program, self, 0o755)
 }
 
 // round does each workload once in each setting.

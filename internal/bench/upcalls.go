@@ -3,7 +3,6 @@ package bench
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -105,6 +104,9 @@ func (b *bench) countUpcalls(settings ...Setting) ([]Upcalls, error) {
 	return all, nil
 }
 
+// errNoTracepoint: it needs Linux 6.10, tracefs, and a kernel that was built with it.
+var errNoTracepoint = errors.New("no tracepoint fuse:fuse_request_send")
+
 // requestLine finds the request's name in a line of the trace.
 var requestLine = regexp.MustCompile(`fuse_request_send: .* opcode (\d+) \((?:FUSE_)?(\w+)\)`)
 
@@ -112,8 +114,8 @@ var requestLine = regexp.MustCompile(`fuse_request_send: .* opcode (\d+) \((?:FU
 // uses a trace buffer of its own, so that it is in nobody's way.
 func countRequests(device uint64, f func() error) (_ map[string]int, err error) {
 	const tracing = "/sys/kernel/tracing"
-	if _, err := os.Stat(filepath.Join(tracing, "events/fuse/fuse_request_send")); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no tracepoint fuse_request_send in %s: it needs Linux 6.10 and tracefs: %w", tracing, err)
+	if _, err := os.Stat(filepath.Join(tracing, "events/fuse/fuse_request_send")); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoTracepoint, err)
 	}
 	instance := filepath.Join(tracing, "instances", fmt.Sprintf("bench-%d", os.Getpid()))
 	if err := os.Mkdir(instance, 0o700); err != nil {
