@@ -138,10 +138,16 @@ test: build bin/testhost
 	@$(on_testhost); \
 	$(gotest) -timeout 10m $(TESTFLAGS) ./...
 
+# How fast a session is, next to the host and to cntr 1.6.0; then the Go benchmarks. The first takes about a quarter of
+# an hour; BENCHFLAGS='--only=find --rounds=1' is quicker, bin/bench --help tells more.
+BENCHFLAGS :=
+
 .PHONY: bench
 bench: export TESTHOST := test-$(checkout)
 bench: build bin/testhost
+	@CGO_ENABLED=0 go build -buildvcs=false -o bin/bench ./internal/bench/cmd
 	@$(on_testhost); \
+	bin/bench --json=bin/bench.json --markdown=bin/bench.md $(BENCHFLAGS); \
 	$(gotest) -timeout 60m -run '^$$' -bench . $(TESTFLAGS) ./...
 
 # The main job: a program in a machine that has nothing else in it is debugged with the host's tools.

@@ -2,8 +2,8 @@
 // and in a session of cntr 1.6.0, the FUSE-era original that Debian 13 ships.
 //
 //	make bench                                all workloads, about a quarter of an hour
-//	make bench BENCHFLAGS='-only find'        those whose names match, one or all
-//	make bench BENCHFLAGS='-rounds 1'         quickly
+//	make bench BENCHFLAGS=--only=find         those whose names match
+//	make bench BENCHFLAGS=--rounds=1          quickly
 //
 // # How it measures
 //
