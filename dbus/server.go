@@ -139,7 +139,7 @@ func (s *server) wait(ctx context.Context, ended <-chan error) (again bool, err 
 func (s *server) idleLeft() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 || s.sessions.count() > 0 {
+	if s.calls > 0 || s.sessions.busy() {
 		return s.IdleTimeout
 	}
 	return time.Until(s.idle.Add(s.IdleTimeout))

@@ -57,6 +57,7 @@ type sessionTable struct {
 	mu      sync.Mutex
 	byID    map[string]*entry
 	byPIDFD map[int32]*entry
+	leaving int // sessions that have ended and whose end is being told
 }
 
 // newSessionTable makes an empty table, which calls added and removed, one at a time for each session.
@@ -152,9 +153,13 @@ func (t *sessionTable) remove(fd int32) {
 	e := t.byPIDFD[fd]
 	delete(t.byPIDFD, fd)
 	delete(t.byID, e.ID)
+	t.leaving++
 	t.mu.Unlock()
 	_ = unix.EpollCtl(t.epoll, unix.EPOLL_CTL_DEL, int(fd), nil)
 	t.removed(e)
+	t.mu.Lock()
+	t.leaving--
+	t.mu.Unlock()
 	go e.drop()
 }
 
@@ -181,8 +186,17 @@ func (t *sessionTable) list() []*entry {
 	return list
 }
 
+// count returns how many sessions there are.
 func (t *sessionTable) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.byID)
+}
+
+// busy reports whether there is a session, or one whose end has not been told yet: a server that took
+// itself for idle then would take the news along.
+func (t *sessionTable) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byID)+t.leaving > 0
 }
