@@ -29,9 +29,11 @@ func TestUpcallsPerOperation(t *testing.T) {
 		"count-read":       3.05, // LOOKUP, OPEN, RELEASE
 		"count-read-again": 2.05, // OPEN, RELEASE
 		"count-read-later": 3.05, // LOOKUP, OPEN, RELEASE
-		"count-walk":       0.06, // OPENDIR, READDIRPLUS and RELEASEDIR, for a hundred entries each
-		"count-walk-again": 0.06,
-		"count-walk-later": 0.06,
+		// OPENDIR, two READDIRPLUS and RELEASEDIR, for a hundred entries each; and for the directory itself LOOKUP
+		// and GETATTR, each perhaps twice, where what was cached has expired on the way.
+		"count-walk":       0.1,
+		"count-walk-again": 0.1,
+		"count-walk-later": 0.1,
 		"count-create":     6.05, // LOOKUP, CREATE, GETXATTR, GETATTR, FLUSH, RELEASE
 		"count-unlink":     2.05, // UNLINK, GETATTR
 		"count-write":      0.03,
@@ -48,9 +50,6 @@ func TestUpcallsPerOperation(t *testing.T) {
 		t.Fatal(err)
 	}
 	counted, err := b.countUpcalls(Ours)
-	if errors.Is(err, errNoTracepoint) {
-		t.Skip(err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
