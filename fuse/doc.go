@@ -57,6 +57,8 @@
 //   - All ioctls but those of ioctl.go fail with ENOTTY. fallocate with COLLAPSE_RANGE or INSERT_RANGE and reflinks
 //     are refused by the kernel for all FUSE file systems (EOPNOTSUPP), and syncfs(2) does not reach the server.
 //   - POSIX locks that wait for one another in a circle are not found out (no EDEADLK).
+//   - What the session closed is given back by the host up to three seconds later: the space of a file that the host
+//     removes, and a file system that it wants to unmount.
 //   - A file in passthrough mode that is given set-id bits while it is open loses them with root's next write, too.
 //   - After the server is gone, files that are open in passthrough mode can still be read and written.
 //   - Handles that the session took with name_to_handle_at(2) work while the kernel remembers the inode, and for the

@@ -40,6 +40,9 @@ func (fs *tree) Open(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw.St
 		fs.openMade(n, out)
 		return raw.OK
 	}
+	if fs.openShared(n, in.Flags, out) {
+		return raw.OK
+	}
 	l, err := fs.lend(n, 0, false)
 	if err != nil {
 		return status(err)

@@ -132,14 +132,14 @@ func New(o Options) (*FileSystem, error) {
 		cache:         o.Cache.withDefaults(),
 		inodes:        newTable(),
 		mounts:        newMounts(threads),
-		descs:         newDescs(o.descriptors(), threads),
+		descs:         newDescs(o.descriptors()-o.descriptors()/4, threads),
 		threads:       threads,
 		started:       time.Now(),
 		gen:           generation(),
 	}
 	t.opts.Root = nil
 	t.handles.init()
-	t.opens.init()
+	t.opens.init(o.descriptors() / 4)
 	t.locks.init()
 	if err := threads.run(func() error { return t.addRoot(o.Root, top) }); err != nil {
 		unix.Close(threads.procFD)
@@ -263,6 +263,7 @@ func (f *FileSystem) release() {
 
 func (fs *tree) close() {
 	fs.handles.closeAll()
+	_ = fs.threads.run(func() error { fs.closeOpens(); return nil })
 	fs.locks.closeAll()
 	fs.inodes.each(func(n *inode) {
 		fs.descs.drop(n)

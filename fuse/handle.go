@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	raw "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,11 +15,17 @@ type handle struct {
 	refs int // guarded by handles.mu; one is the table's
 
 	dir *dirStream // of a directory
+	s   *openState // of a file of the tree
 
 	lockers []uint64 // who took POSIX locks by way of this; guarded by locks.mu
 
+	shared bool       // fd is that of the openState
+	mu     sync.Mutex // guards lock
+	lock   int        // with shared: a descriptor of this open file alone for flock(2), once there was need; else -1
+
 	writes  bool        // open for writing
 	noFlush bool        // the kernel was told to send no FLUSH
+	flocked atomic.Bool // there was a flock(2) lock
 	wrote   atomic.Bool // something may be on its way to the disk
 }
 
@@ -77,8 +82,14 @@ func (hs *handles) put(h *handle) {
 	h.refs--
 	last := h.refs == 0
 	hs.mu.Unlock()
-	if last && h.fd >= 0 {
+	if !last {
+		return
+	}
+	if h.fd >= 0 && !h.shared {
 		unix.Close(h.fd)
+	}
+	if h.shared && h.lock >= 0 {
+		unix.Close(h.lock)
 	}
 }
 
@@ -104,59 +115,13 @@ func (hs *handles) closeAll() {
 	}
 }
 
-// opens are the inodes with open files.
-type opens struct {
-	mu     sync.Mutex
-	states map[*inode]*openState
-}
-
-// openState is shared by all open files of one inode.
-type openState struct {
-	mu      sync.Mutex
-	refs    int // guarded by opens.mu
-	handles []*handle
-	io      ioMode
-	backing int32
-}
-
-func (o *opens) init() { o.states = make(map[*inode]*openState) }
-
-// enter returns the state of an inode that is being opened, to be given back with leave.
-func (o *opens) enter(n *inode) *openState {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	s := o.states[n]
-	if s == nil {
-		s = &openState{}
-		o.states[n] = s
-	}
-	s.refs++
-	return s
-}
-
-// peek returns the state of an inode, or nil.
-func (o *opens) peek(n *inode) *openState {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.states[n]
-}
-
-// leave gives a state back and reports whether nothing is open any more.
-func (o *opens) leave(n *inode, s *openState) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	s.refs--
-	if s.refs == 0 {
-		delete(o.states, n)
-	}
-}
-
 // lent is a descriptor for the length of one operation.
 type lent struct {
 	fs *tree
 	fd int
 	d  *desc
 	h  *handle
+	s  *openState
 }
 
 func (l *lent) release() {
@@ -165,6 +130,9 @@ func (l *lent) release() {
 	}
 	if l.h != nil {
 		l.fs.handles.put(l.h)
+	}
+	if l.s != nil {
+		l.fs.leave(l.s)
 	}
 }
 
@@ -180,54 +148,24 @@ func (fs *tree) lend(n *inode, fh uint64, hasFh bool) (lent, error) {
 	if err == nil {
 		return lent{fs: fs, fd: d.fd, d: d}, nil
 	}
-	s := fs.opens.peek(n)
+	s := fs.opens.find(n)
 	if s == nil {
 		return lent{}, err
 	}
+	l := lent{fs: fs, s: s, fd: -1}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	if s.fd >= 0 {
+		l.fd = s.fd
+	}
 	for _, h := range s.handles {
-		if fs.handles.hold(h) {
-			return lent{fs: fs, fd: h.fd, h: h}, nil
+		if l.fd < 0 && fs.handles.hold(h) {
+			l.fd, l.h = h.fd, h
 		}
 	}
-	return lent{}, err
-}
-
-// opened registers a file that was opened and decides how the kernel does its input and output.
-func (fs *tree) opened(n *inode, fd int, flags uint32, out *raw.OpenOut) *handle {
-	h := &handle{n: n, fd: fd, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
-	locked := fs.locks.any(n)
-	s := fs.opens.enter(n)
-	s.mu.Lock()
-	fs.handles.add(h)
-	s.handles = append(s.handles, h)
-	out.Fh = h.fh
-	fs.chooseIO(n, s, h, locked, out)
 	s.mu.Unlock()
-	return h
-}
-
-// Release closes a file.
-func (fs *tree) Release(_ <-chan struct{}, in *raw.ReleaseIn) {
-	h := fs.handles.remove(in.Fh)
-	if h == nil {
-		return
+	if l.fd < 0 {
+		l.release()
+		return lent{}, err
 	}
-	fs.locks.released(h)
-	if s := fs.opens.peek(h.n); s != nil && h.dir == nil {
-		s.mu.Lock()
-		for i, other := range s.handles {
-			if other == h {
-				s.handles = append(s.handles[:i], s.handles[i+1:]...)
-				break
-			}
-		}
-		if len(s.handles) == 0 {
-			fs.endIO(s)
-		}
-		s.mu.Unlock()
-		fs.opens.leave(h.n, s)
-	}
-	fs.handles.put(h)
+	return l, nil
 }

@@ -72,6 +72,9 @@ func (fs *tree) inodeFor(fd int) (*inode, unix.Statx_t, error) {
 func (fs *tree) forget(node, nlookup uint64) {
 	if n := fs.inodes.forget(node, nlookup); n != nil {
 		fs.descs.drop(n)
+		if s := fs.opens.drop(n); s != nil {
+			fs.end(s)
+		}
 		if n.mnt != nil {
 			fs.mounts.put(n.mnt)
 		}

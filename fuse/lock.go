@@ -20,7 +20,8 @@ type locks struct {
 	mu      sync.Mutex
 	owners  map[lockKey]*lockOwner
 	waiters int
-	ended   chan struct{} // closed by stop
+	ended   chan struct{}            // closed by stop
+	news    map[*inode]chan struct{} // closed with the next release, see afterRelease
 	once    sync.Once
 }
 
@@ -50,6 +51,7 @@ const maxWaiters = 1000 // threads that wait for locks
 func (ls *locks) init() {
 	ls.owners = make(map[lockKey]*lockOwner)
 	ls.ended = make(chan struct{})
+	ls.news = make(map[*inode]chan struct{})
 }
 
 // stop ends all waiting.
@@ -155,10 +157,11 @@ func (fs *tree) openForLocks(h *handle, writes bool) (int, bool, error) {
 }
 
 func (fs *tree) openForWriting(n *inode) bool {
-	s := fs.opens.peek(n)
+	s := fs.opens.find(n)
 	if s == nil {
 		return false
 	}
+	defer fs.leave(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.handles {
@@ -268,7 +271,11 @@ func (fs *tree) setLock(cancel <-chan struct{}, in *raw.LkIn, wait bool) raw.Sta
 	defer fs.locks.done(h.n, in.Owner, o)
 	lk := toFlock(&in.Lk)
 	try := func(fd, cmd int) error { l := lk; return unix.FcntlFlock(uintptr(fd), cmd, &l) }
+	others := fs.locks.othersHold(h.n, in.Owner) // before it is tried: they may let go at any time
 	err = try(o.fd, unix.F_OFD_SETLK)
+	if !wait && err == unix.EAGAIN && others {
+		err = fs.locks.afterRelease(h.n, func() error { return try(o.fd, unix.F_OFD_SETLK) })
+	}
 	if wait && err == unix.EAGAIN {
 		err = fs.locks.wait(o.fd, cancel,
 			func(fd int) error { return try(fd, unix.F_OFD_SETLKW) },
@@ -279,17 +286,6 @@ func (fs *tree) setLock(cancel <-chan struct{}, in *raw.LkIn, wait bool) raw.Sta
 		o.held = setRange(o.held, lockRange{in.Lk.Start, in.Lk.End, in.Lk.Typ})
 		h.locker(in.Owner)
 		fs.locks.mu.Unlock()
-	}
-	return status(err)
-}
-
-func (fs *tree) flock(cancel <-chan struct{}, h *handle, typ uint32, wait bool) raw.Status {
-	how := map[uint32]int{unix.F_RDLCK: unix.LOCK_SH, unix.F_WRLCK: unix.LOCK_EX, unix.F_UNLCK: unix.LOCK_UN}[typ]
-	err := retry(func() error { return unix.Flock(h.fd, how|unix.LOCK_NB) })
-	if wait && err == unix.EWOULDBLOCK {
-		err = fs.locks.wait(h.fd, cancel,
-			func(fd int) error { return unix.Flock(fd, how) },
-			func(fd int) error { return unix.Flock(fd, how|unix.LOCK_NB) })
 	}
 	return status(err)
 }

@@ -229,13 +229,13 @@ func shell(t testing.TB, script string, args ...string) string {
 }
 
 // children are what tests do in a process of their own: what could stop this one while the kernel waits for its server.
-var children = map[string]func(args []string) error{"mmap": mmapChild}
+var children = map[string]func(args []string) error{"mmap": mmapChild, "lock": lockChild}
 
 // child runs one of them.
 func child(t testing.TB, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), "FUSE_TEST_CHILD="+name)
+	cmd.Env = append(os.Environ(), "FUSE_TEST_CHILD="+name, "GORACE=atexit_sleep_ms=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s %q: %v\n%s", name, args, err, out)
 	}
@@ -268,4 +268,16 @@ func openFDs(t testing.TB) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
 	return len(entries)
+}
+
+// waitFor looks again and again until something is so.
+func waitFor(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	for range 10_000 {
+		if so() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("not within 10 s: %s", what)
 }

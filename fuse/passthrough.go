@@ -55,9 +55,13 @@ func (b *backing) open(fd int) (int32, error) {
 	return 0, errno
 }
 
-// close gives an id back. Files that are open in passthrough mode keep the registration for themselves.
-func (b *backing) close(id int32) {
-	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(b.dev), devIocBackingClose, uintptr(unsafe.Pointer(&id)))
+// close gives an id back. Files that are open in passthrough mode keep the registration for themselves. It wants
+// CAP_SYS_ADMIN, as open does; when it fails, the connection is gone, and the registration with it.
+func (b *backing) close(t *threads, id int32) {
+	_ = t.with(capSysAdmin, 0, func() error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(b.dev), devIocBackingClose, uintptr(unsafe.Pointer(&id)))
+		return errno
+	})
 }
 
 // stackDepth is what the kernel is told of how deep file systems may be stacked under us. On a host whose root is
@@ -71,6 +75,9 @@ func (fs *tree) stackDepth() int {
 
 // chooseIO fills the flags of an answer to OPEN or CREATE. The state's lock is held.
 func (fs *tree) chooseIO(n *inode, s *openState, h *handle, locked bool, out *raw.OpenOut) {
+	if len(s.handles) == 1 && s.io == ioPassthrough && h.writes && hasSetID(h.fd) {
+		fs.endIO(s) // see firstIO
+	}
 	if s.io == ioUndecided {
 		s.io = fs.firstIO(n, s, h)
 	}
@@ -129,10 +136,10 @@ func (fs *tree) unchanged(n *inode, h *handle) bool {
 	return n.stamp.Swap(stamp) == stamp
 }
 
-// endIO is called when the last file open on an inode was closed. The state's lock is held.
+// endIO undoes firstIO. No file is open on the inode, or only the one that is being opened.
 func (fs *tree) endIO(s *openState) {
 	if s.io == ioPassthrough {
-		fs.backing.close(s.backing)
+		fs.backing.close(fs.threads, s.backing)
 	}
 	s.io = ioUndecided
 }

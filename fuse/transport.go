@@ -118,8 +118,12 @@ func (c *transport) serve() error {
 	return c.err
 }
 
-// tick does what is due once a second.
+// tick does what is due once a second, as a server thread.
 func (c *transport) tick(done <-chan struct{}) {
+	if err := c.tree.threads.enter(); err != nil {
+		c.fail(fmt.Errorf("server thread: %w", err))
+		return
+	}
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for {
@@ -128,6 +132,7 @@ func (c *transport) tick(done <-chan struct{}) {
 			return
 		case <-t.C:
 			c.tree.descs.age()
+			c.tree.ageOpens()
 			c.tree.inodes.giveBack()
 		}
 	}

@@ -26,6 +26,8 @@ type members struct {
 	foreign     [2]string // mount namespaces that are not the session's: the host's and the machine's
 	once        sync.Mutex
 	mount       string // the session's mount namespace; empty as long as it is not known
+
+	known known
 }
 
 // ownMembers returns the members of this process's session. With a scope, this process must be in it: all
@@ -93,6 +95,9 @@ func (m *members) setReaper(pid int) {
 	m.reaper = pid
 	close(m.reaperKnown)
 }
+
+// allows reports whether a thread that opens something belongs to the session.
+func (m *members) allows(tid uint32) bool { return m.known.check(tid, m.has) }
 
 // has reports whether a process or thread belongs to the session.
 func (m *members) has(tid uint32) bool {

@@ -205,7 +205,7 @@ func (p *process) serve(uids, gids []ns.Range) error {
 		Extra:    p.tree.extra,
 		// Off by itself where the kernel or a file cannot.
 		Passthrough: true,
-		Allow:       func(tid uint32) bool { return p.members.has(tid) },
+		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
 	})
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
