@@ -203,7 +203,7 @@ func (fs *tree) addRoot(root *os.File, top *extra) error {
 	if unix.Fstatfs(fd, &st) == nil {
 		fs.rootType = st.Type
 	}
-	n := &inode{key: key{mnt, stx.Ino, string(handle)}, kind: unix.S_IFDIR}
+	n := &inode{key: key{inoKey{mnt, stx.Ino}, string(handle)}, kind: unix.S_IFDIR}
 	n.extra.Store(top)
 	fs.inodes.addRoot(n)
 	n.pinned = true

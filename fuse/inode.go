@@ -2,15 +2,21 @@ package fuse
 
 import (
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // key is the identity of an inode of the tree: all that Linux has to tell two files apart.
 type key struct {
-	mnt    *mount
-	ino    uint64
+	inoKey
 	handle string // type and bytes of the file handle; empty if the file system has none
+}
+
+// inoKey is what tells two files apart that exist at the same time.
+type inoKey struct {
+	mnt *mount
+	ino uint64
 }
 
 // inode is what a node id, the kernel's number for a file, stands for. One exists for each that the kernel remembers,
@@ -19,6 +25,8 @@ type inode struct {
 	key
 	node    uint64
 	nlookup uint64                // how often the kernel was told of this inode; guarded by table.mu
+	next    *inode                // with the same number on the same mount; guarded by table.mu
+	birth   int64                 // see birthOf; guarded by table.mu
 	desc    *desc                 // a descriptor, if there is one; guarded by descs.mu
 	extra   atomic.Pointer[extra] // entries made up below this directory, or, with made, the entry that this is
 	stamp   atomic.Uint64         // of size and times when it was last opened, see unchanged
@@ -60,12 +68,57 @@ func (fs *tree) inodeFor(fd int) (*inode, unix.Statx_t, error) {
 	if mnt.noHandles() {
 		handle = nil
 	}
-	n, fresh := fs.inodes.lookup(mnt, stx.Ino, handle, uint32(stx.Mode)&unix.S_IFMT)
+	n, fresh := fs.inodes.lookup(inoKey{mnt, stx.Ino}, handle, uint32(stx.Mode)&unix.S_IFMT, mnt.birthOf(&stx))
 	if !fresh {
 		fs.mounts.put(mnt) // n has its own reference
 	}
 	fs.descs.offer(n, fd)
 	return n, stx, nil
+}
+
+// birthOf returns the time of birth, in nanoseconds since 1970, of an inode that was just identified by its handle, or 0
+// if it does not tell this inode from a later one with the same number.
+//
+// An inode number is used again after its file was removed, and the handle tells the two apart. Where nobody can set the
+// time of birth, it does so as well: whatever gets the number later was born later than the moment at which this one
+// was seen. So one statx(2) by name recognises an inode that is known (table.born), and no descriptor has to be opened
+// for that. Of an inode younger than two seconds that is not sure: the kernel's clock for times of files has ticks of
+// up to 10 ms, and may be set back a little.
+func (m *mount) birthOf(stx *unix.Statx_t) int64 {
+	birth := stampOf(stx)
+	if m.flags&honestBirth == 0 || birth == 0 || time.Now().UnixNano()-birth < int64(2*time.Second) {
+		return 0
+	}
+	return birth
+}
+
+// stampOf returns the time of birth as it is, or 0 if there is none.
+func stampOf(stx *unix.Statx_t) int64 {
+	if stx.Mask&unix.STATX_BTIME == 0 {
+		return 0
+	}
+	return stx.Btime.Sec*int64(time.Second) + int64(stx.Btime.Nsec)
+}
+
+// knownChild finds a name in a directory, of which fd is a descriptor, if it leads to an inode that is known, on the
+// mount of the directory, and recognised by the time of its birth; it counts one lookup. Else it returns nil.
+func (fs *tree) knownChild(dir *inode, fd int, name string, stx *unix.Statx_t) (*inode, error) {
+	m := dir.mnt
+	if m.flags&honestBirth == 0 {
+		return nil, nil
+	}
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	if err := unix.Statx(fd, name, flags, statxMask, stx); err != nil {
+		return nil, err
+	}
+	if stx.Mnt_id != m.id || unix.Mkdev(stx.Dev_major, stx.Dev_minor) != m.dev {
+		return nil, nil
+	}
+	birth := stampOf(stx)
+	if birth == 0 {
+		return nil, nil
+	}
+	return fs.inodes.born(inoKey{m, stx.Ino}, uint32(stx.Mode)&unix.S_IFMT, birth), nil
 }
 
 // forget takes back lookups that the kernel was told of.

@@ -76,9 +76,13 @@ func (fs *tree) realChild(dir *inode, fd int, name string) (*inode, unix.Statx_t
 	if dir.made || dir.mnt.flags&opaque != 0 {
 		return nil, unix.Statx_t{}, unix.ENOENT
 	}
+	var stx unix.Statx_t
+	if n, err := fs.knownChild(dir, fd, name, &stx); n != nil || err != nil {
+		return n, stx, err
+	}
 	child, err := openPath(fd, name)
 	if err != nil {
-		return nil, unix.Statx_t{}, err
+		return nil, stx, err
 	}
 	return fs.inodeFor(child)
 }
@@ -160,7 +164,7 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 	if mnt.noHandles() {
 		handle = nil
 	}
-	parent, fresh := fs.inodes.known(mnt, stx.Ino, handle)
+	parent, fresh := fs.inodes.known(inoKey{mnt, stx.Ino}, handle)
 	if !fresh {
 		fs.mounts.put(mnt)
 	}

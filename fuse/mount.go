@@ -24,6 +24,8 @@ const (
 	opaque mountFlags = 1 << iota
 	// volatileData: what a file reads as is made up when it is read and its size says nothing: no page cache.
 	volatileData
+	// honestBirth: the file system notes when an inode is made, and nobody can change that.
+	honestBirth
 )
 
 func (m *mount) noHandles() bool { return m.fd < 0 }
@@ -31,11 +33,15 @@ func (m *mount) noHandles() bool { return m.fd < 0 }
 // mounts are the mounts of the tree that are in use.
 type mounts struct {
 	mu      sync.Mutex
-	byID    map[uint64]*mount
+	byID    map[mountID]*mount
 	devs    map[uint64]uint64 // device number → index
 	threads *threads
 	probe   probe
 }
+
+// mountID names a mount. One mount has several devices where the file system says so: the subvolumes of btrfs, the
+// layers of overlayfs.
+type mountID struct{ id, dev uint64 }
 
 // probe finds out whether a mount is our own: if the tree has it, a walk would go round for ever, and the descriptors of
 // it would keep it from being unmounted. A look at our own mount comes back as a request of our own.
@@ -62,7 +68,7 @@ func (p *probe) saw(tid uint32) {
 }
 
 func newMounts(t *threads) *mounts {
-	return &mounts{byID: make(map[uint64]*mount), devs: make(map[uint64]uint64), threads: t}
+	return &mounts{byID: make(map[mountID]*mount), devs: make(map[uint64]uint64), threads: t}
 }
 
 // File systems that are shown as an empty directory. Below a procfs mount there is the server itself, and links that
@@ -92,12 +98,20 @@ var volatileTypes = map[int64]bool{
 	0x67596969 /* rpc_pipefs */ : true,
 }
 
+// File systems that note the time of birth when they make an inode, and let nobody change it.
+var honestTypes = map[int64]bool{
+	unix.EXT4_SUPER_MAGIC:  true, // ext2 and ext3 as well, which have no such time
+	unix.XFS_SUPER_MAGIC:   true,
+	unix.BTRFS_SUPER_MAGIC: true,
+	unix.TMPFS_MAGIC:       true,
+}
+
 // get returns the mount that fd, an O_PATH descriptor with attributes stx, is on, and counts a reference.
 func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	dev := unix.Mkdev(stx.Dev_major, stx.Dev_minor)
-	if m := ms.byID[stx.Mnt_id]; m != nil && m.dev == dev {
+	if m := ms.byID[mountID{stx.Mnt_id, dev}]; m != nil {
 		m.refs++
 		return m, nil
 	}
@@ -114,6 +128,8 @@ func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 		m.flags = opaque
 	case volatileTypes[st.Type]:
 		m.flags = volatileData
+	case honestTypes[st.Type]:
+		m.flags = honestBirth
 	}
 	if m.flags&opaque == 0 {
 		m.fd = ms.open(fd, stx)
@@ -124,7 +140,7 @@ func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 		ms.devs[dev] = index
 	}
 	m.index = index
-	ms.byID[stx.Mnt_id] = m
+	ms.byID[mountID{stx.Mnt_id, dev}] = m
 	return m, nil
 }
 
@@ -187,9 +203,7 @@ func (ms *mounts) put(m *mount) {
 	if m.refs > 0 {
 		return
 	}
-	if ms.byID[m.id] == m {
-		delete(ms.byID, m.id)
-	}
+	delete(ms.byID, mountID{m.id, m.dev})
 	if m.fd >= 0 {
 		unix.Close(m.fd)
 	}

@@ -56,7 +56,7 @@ func (fs *tree) pinName(dirfd int, name string) pinned {
 	if mnt.noHandles() {
 		return pinned{} // has a descriptor anyway
 	}
-	n := fs.inodes.peek(mnt, stx.Ino, handle)
+	n := fs.inodes.peek(inoKey{mnt, stx.Ino}, handle)
 	if n == nil {
 		return pinned{}
 	}

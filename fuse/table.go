@@ -15,9 +15,10 @@ type table struct {
 	chunks []*chunk
 	free   []uint32
 	uses   uint32
-	byKey  map[key]*inode
-	peak   int  // most inodes since byKey was made
-	shrunk bool // since giveBack looked
+	byIno  map[inoKey]*inode // those with other handles in a chain
+	count  int               // in byIno and its chains
+	peak   int               // most inodes since byIno was made
+	shrunk bool              // since giveBack looked
 	graves graves
 }
 
@@ -40,7 +41,7 @@ const (
 type chunk [chunkSize]*inode
 
 func newTable() *table {
-	t := &table{byKey: make(map[key]*inode)}
+	t := &table{byIno: make(map[inoKey]*inode)}
 	t.graves.byNode, t.graves.byKey = make(map[uint64]*inode), make(map[key]*inode)
 	t.chunks = append(t.chunks, new(chunk))
 	for slot := uint32(chunkSize - 1); slot > rootNode; slot-- {
@@ -67,33 +68,84 @@ func (t *table) at(node uint64) *inode {
 	return nil
 }
 
+// find returns the inode with this identity, or nil.
+func (t *table) find(k inoKey, handle []byte) *inode {
+	for n := t.byIno[k]; n != nil; n = n.next {
+		if n.handle == string(handle) {
+			return n
+		}
+	}
+	return nil
+}
+
+// link makes an inode known by its identity.
+func (t *table) link(n *inode) {
+	n.next = t.byIno[n.inoKey]
+	t.byIno[n.inoKey] = n
+	t.count++
+	t.peak = max(t.peak, t.count)
+}
+
+// unlink undoes link.
+func (t *table) unlink(n *inode) {
+	first := t.byIno[n.inoKey]
+	switch {
+	case first == n && n.next == nil:
+		delete(t.byIno, n.inoKey)
+	case first == n:
+		t.byIno[n.inoKey] = n.next
+	default:
+		for first.next != n {
+			first = first.next
+		}
+		first.next = n.next
+	}
+	n.next = nil
+	t.count--
+}
+
 // lookup finds or makes the inode with this identity and counts one lookup. fresh: it was made, and holds the caller's
-// reference to mnt.
-func (t *table) lookup(mnt *mount, ino uint64, handle []byte, kind uint32) (n *inode, fresh bool) {
+// reference to its mount.
+func (t *table) lookup(k inoKey, handle []byte, kind uint32, birth int64) (n *inode, fresh bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.byKey[key{mnt, ino, string(handle)}]; n != nil && n.kind == kind {
+	if n := t.find(k, handle); n != nil && n.kind == kind {
 		n.nlookup++
+		n.birth = birth
 		return n, false
 	}
-	if n := t.graves.byKey[key{mnt, ino, string(handle)}]; n != nil && n.kind == kind {
-		return t.revive(n), true
+	if n := t.graves.byKey[key{k, string(handle)}]; n != nil && n.kind == kind {
+		n = t.revive(n)
+		n.birth = birth
+		return n, true
 	}
-	n = &inode{key: key{mnt, ino, string(handle)}, kind: kind}
+	n = &inode{key: key{k, string(handle)}, kind: kind, birth: birth}
 	t.add(n)
 	return n, true
 }
 
-// known is lookup for an inode that the kernel knows, or did a short while ago; else it returns nil.
-func (t *table) known(mnt *mount, ino uint64, handle []byte) (n *inode, fresh bool) {
+// born returns the inode with this number and time of birth, and counts one lookup, or nil. See birthOf.
+func (t *table) born(k inoKey, kind uint32, birth int64) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k := key{mnt, ino, string(handle)}
-	if n := t.byKey[k]; n != nil {
+	for n := t.byIno[k]; n != nil; n = n.next {
+		if n.birth == birth && n.kind == kind {
+			n.nlookup++
+			return n
+		}
+	}
+	return nil
+}
+
+// known is lookup for an inode that the kernel knows, or did a short while ago; else it returns nil.
+func (t *table) known(k inoKey, handle []byte) (n *inode, fresh bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.find(k, handle); n != nil {
 		n.nlookup++
 		return n, false
 	}
-	if n := t.graves.byKey[k]; n != nil {
+	if n := t.graves.byKey[key{k, string(handle)}]; n != nil {
 		return t.revive(n), true
 	}
 	return nil, false
@@ -129,8 +181,7 @@ func (t *table) add(n *inode) {
 	n.nlookup = 1
 	t.chunks[slot>>chunkBits][slot%chunkSize] = n
 	if !n.made {
-		t.byKey[n.key] = n
-		t.peak = max(t.peak, len(t.byKey))
+		t.link(n)
 	}
 }
 
@@ -140,14 +191,14 @@ func (t *table) addRoot(n *inode) {
 	defer t.mu.Unlock()
 	n.node, n.nlookup = rootNode, 1
 	t.chunks[0][rootNode] = n
-	t.byKey[n.key] = n
+	t.link(n)
 }
 
 // peek returns the inode with this identity without counting, or nil.
-func (t *table) peek(mnt *mount, ino uint64, handle []byte) *inode {
+func (t *table) peek(k inoKey, handle []byte) *inode {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.byKey[key{mnt, ino, string(handle)}]
+	return t.find(k, handle)
 }
 
 // again counts one more lookup of an inode if it is still in the table.
@@ -176,8 +227,8 @@ func (t *table) forget(node, nlookup uint64) *inode {
 	n.nlookup = 0
 	slot := uint32(node)
 	t.chunks[slot>>chunkBits][slot%chunkSize] = nil
-	if t.byKey[n.key] == n {
-		delete(t.byKey, n.key)
+	if !n.made {
+		t.unlink(n)
 		t.shrink()
 	}
 	if n.made || n.handle == "" {
@@ -217,21 +268,20 @@ func (t *table) revive(old *inode) *inode {
 	n.extra.Store(old.extra.Load())
 	slot := uint32(n.node)
 	t.chunks[slot>>chunkBits][slot%chunkSize] = n
-	t.byKey[n.key] = n
-	t.peak = max(t.peak, len(t.byKey))
+	t.link(n)
 	return n
 }
 
 // shrink gives memory back after the kernel dropped its caches: a Go map never gets smaller by itself.
 func (t *table) shrink() {
-	if t.peak < 1<<14 || len(t.byKey) > t.peak/8 {
+	if t.peak < 1<<14 || t.count > t.peak/8 {
 		return
 	}
-	m := make(map[key]*inode, len(t.byKey))
-	for k, n := range t.byKey {
+	m := make(map[inoKey]*inode, len(t.byIno))
+	for k, n := range t.byIno {
 		m[k] = n
 	}
-	t.byKey, t.peak = m, len(m)
+	t.byIno, t.peak = m, t.count
 	t.shrunk = true
 }
 
@@ -250,7 +300,7 @@ func (t *table) giveBack() {
 func (t *table) len() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return len(t.byKey)
+	return t.count
 }
 
 // each calls f for each inode.

@@ -26,7 +26,7 @@ func TestInodeMemory(t *testing.T) {
 	handle := make([]byte, 12) // as long as those of ext4
 	for i := range uint64(n) {
 		binary.NativeEndian.PutUint64(handle[4:], i)
-		tab.lookup(mnt, i, handle, unix.S_IFREG)
+		tab.lookup(inoKey{mnt, i}, handle, unix.S_IFREG, 1)
 	}
 	each := float64(heap()-before) / n
 	t.Logf("%.0f bytes for each inode", each)
@@ -88,12 +88,12 @@ func TestIdleDescriptorsAreClosed(t *testing.T) {
 
 func TestTableFindsForgottenInodes(t *testing.T) {
 	tab, mnt := newTable(), &mount{}
-	n, _ := tab.lookup(mnt, 1, []byte("x"), unix.S_IFREG)
-	again, fresh := tab.lookup(mnt, 1, []byte("x"), unix.S_IFREG)
+	n, _ := tab.lookup(inoKey{mnt, 1}, []byte("x"), unix.S_IFREG, 0)
+	again, fresh := tab.lookup(inoKey{mnt, 1}, []byte("x"), unix.S_IFREG, 0)
 	if again != n || fresh || n.nlookup != 2 {
 		t.Error("second lookup made another inode")
 	}
-	other, _ := tab.lookup(mnt, 1, []byte("y"), unix.S_IFREG)
+	other, _ := tab.lookup(inoKey{mnt, 1}, []byte("y"), unix.S_IFREG, 0)
 	if other == n {
 		t.Error("another handle found the same inode")
 	}
@@ -106,18 +106,53 @@ func TestTableFindsForgottenInodes(t *testing.T) {
 	if tab.buried(n.node) == nil {
 		t.Error("not remembered")
 	}
-	back, fresh := tab.lookup(mnt, 1, []byte("x"), unix.S_IFREG)
+	back, fresh := tab.lookup(inoKey{mnt, 1}, []byte("x"), unix.S_IFREG, 0)
 	if back.node != n.node || !fresh || tab.get(n.node) != back {
 		t.Error("another node id for the same file")
 	}
 	// What was forgotten long ago has another id, and its old id means nothing.
 	tab.forget(back.node, 1)
 	for i := range uint64(len(tab.graves.ring) + 1) {
-		m, _ := tab.lookup(mnt, 100+i, []byte("z"), unix.S_IFREG)
+		m, _ := tab.lookup(inoKey{mnt, 100 + i}, []byte("z"), unix.S_IFREG, 0)
 		tab.forget(m.node, 1)
 	}
-	late, _ := tab.lookup(mnt, 1, []byte("x"), unix.S_IFREG)
+	late, _ := tab.lookup(inoKey{mnt, 1}, []byte("x"), unix.S_IFREG, 0)
 	if late.node == n.node || tab.get(n.node) != nil || tab.buried(n.node) != nil {
 		t.Error("a node id was used twice")
+	}
+}
+
+// TestInodesAreRecognisedByBirth looks a file up again and again: an old one is recognised, a young one identified by
+// its handle each time.
+func TestInodesAreRecognisedByBirth(t *testing.T) {
+	s := serve(t, "/usr/bin", Options{Cache: Cache{Entry: -1, Attr: -1, Negative: -1}})
+	tree := s.FileSystem.tree
+	for range 3 {
+		_, err := os.Lstat(s.path("env"))
+		must(t, err)
+	}
+	var st unix.Stat_t
+	must(t, unix.Lstat("/usr/bin/env", &st))
+	root := tree.inodes.get(rootNode)
+	tree.inodes.mu.RLock()
+	n := tree.inodes.byIno[inoKey{root.mnt, st.Ino}]
+	tree.inodes.mu.RUnlock()
+	if n == nil || n.nlookup < 3 || n.next != nil {
+		t.Fatalf("inode %d: %+v, want one that was looked up three times", st.Ino, n)
+	}
+	if n.birth == 0 {
+		t.Errorf("the time of its birth is not known")
+	}
+	if again := tree.inodes.born(n.inoKey, n.kind, n.birth+1); again != nil {
+		t.Error("an inode that was born later is taken for this one")
+	}
+
+	young := serve(t, files(t, "f"), Options{})
+	wantContent(t, young.path("f"), "f")
+	must(t, unix.Lstat(young.host("f"), &st))
+	tree = young.FileSystem.tree
+	root = tree.inodes.get(rootNode)
+	if n := tree.inodes.byIno[inoKey{root.mnt, st.Ino}]; n == nil || n.birth != 0 {
+		t.Errorf("a file that was just made: %+v, want no time of birth", n)
 	}
 }
