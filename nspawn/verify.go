@@ -27,7 +27,7 @@ func verify(ctx context.Context, conn *godbus.Conn, path godbus.ObjectPath, p pr
 	if err != nil {
 		return err
 	}
-	host, err := inHostMounts(leader.PID)
+	host, err := machine.SharesWithHost(leader.PID, "mnt")
 	// Alive, asked last, vouches for all that was read from /proc by number: while a process lives
 	// its number is not given away.
 	// A process that is ending has let go of its namespaces before it counts as ended.
@@ -101,18 +101,4 @@ func inUnit(cgroups, unit string) bool {
 		}
 	}
 	return false
-}
-
-// inHostMounts reports whether process pid sees the mounts that the host's init sees. Reading these
-// links of another user's process needs CAP_SYS_PTRACE (proc_pid_ns(5)).
-func inHostMounts(pid int) (bool, error) {
-	host, err := os.Readlink("/proc/1/ns/mnt")
-	if err != nil {
-		return false, err
-	}
-	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return false, err
-	}
-	return host == its, nil
 }
