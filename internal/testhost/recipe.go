@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"strings"
 )
 
 // Suite is the Debian release that the test host runs.
@@ -26,13 +27,23 @@ var hostRecipe = recipe{
 		// The system under which machines run.
 		"systemd", "systemd-sysv", "libpam-systemd", "systemd-container", "dbus", "dbus-bin", "polkitd",
 		"lxc", "fuse3", "kmod", "iproute2", "util-linux", "e2fsprogs",
+		// Engines, none of which starts before a test starts it. A user's podman wants a session bus and subordinate ids.
+		"docker.io", "docker-cli", "podman", "crun", "incus-base", "incus-client", "dbus-user-session", "uidmap", "busybox-static",
 		// The tools that a person would want to bring into a machine.
 		"acl", "attr", "bash", "bsdutils", "curl", "file", "gdb", "less", "lsof", "procps", "psmisc", "strace",
 		"sudo", "tcpdump", "tmux", "vim-tiny", "xxd",
 	},
 	Options: append(trimmed(),
 		// Somebody who is not root.
-		`--customize-hook=chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash alice`),
+		`--customize-hook=chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash alice`,
+		`--customize-hook=systemctl --root="$1" disable `+strings.Join(onDemand, " ")),
+}
+
+// onDemand are the engines' units, and what belongs to them: a test starts what it needs.
+var onDemand = []string{
+	"docker.service", "docker.socket", "containerd.service", "incus.service", "incus.socket", "incus-user.service",
+	"incus-user.socket", "incus-startup.service", "lxcfs.service", "netavark-dhcp-proxy.service",
+	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service",
 }
 
 var debRecipe = recipe{
