@@ -81,7 +81,7 @@ func (r *Resolver) List(ctx context.Context) ([]machine.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	return monitor.Rows(ctx, list, r.machine)
+	return machine.Rows(ctx, list, r.machine)
 }
 
 // machine holds on to a container's leader.

@@ -26,7 +26,7 @@ func startDirectly(ctx context.Context, name string, want session.Spec) (*attach
 	services := &engine.Service{}
 	defer services.Close()
 	// Without liblxc, which must not be linked to what runs in a machine.
-	resolvers := machine.Registry{engine.Process{}, services, machined, monitor.Resolver{}}
+	resolvers := append(machine.Registry{engine.Process{}, services, machined, monitor.Resolver{}}, engine.Engines()...)
 	m, err := resolvers.Resolve(ctx, name)
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 	services := &engine.Service{}
 	defer services.Close()
 	return dbus.Serve(ctx, dbus.Config{
-		Machines:    machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}},
+		Machines:    append(machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}}, engine.Engines()...),
 		Sessions:    launcher,
 		Version:     version,
 		IdleTimeout: p.idleTimeout,

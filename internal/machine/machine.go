@@ -7,6 +7,8 @@ package machine
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strings"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
@@ -36,6 +38,29 @@ type Info struct {
 	Class   string
 	Service string
 	Leader  int // process id in the caller's pid namespace
+}
+
+// Rows makes a list, sorted by name, of what a resolver's own kind of container are as machines. Those that have
+// ended since, or are no containers, are left out; with an error it is those that are known.
+func Rows[T any](ctx context.Context, list []T, resolve func(T, context.Context) (*Machine, error)) ([]Info, error) {
+	var rows []Info
+	var failed []error
+	for _, c := range list {
+		m, err := resolve(c, ctx)
+		switch {
+		case ctx.Err() != nil:
+			return rows, ctx.Err()
+		case fail.Is(err, fail.NotRunning), fail.Is(err, fail.NotAContainer):
+			continue
+		case err != nil:
+			failed = append(failed, err)
+			continue
+		}
+		rows = append(rows, Info{Kind: m.Kind, Name: m.Name, Class: m.Class, Service: m.Service, Leader: m.Leader.PID})
+		_ = m.Close()
+	}
+	slices.SortFunc(rows, func(a, b Info) int { return strings.Compare(a.Name, b.Name) })
+	return rows, errors.Join(failed...)
 }
 
 // Resolver knows the machines of one kind. It may be used by several goroutines at once.
@@ -89,4 +114,12 @@ func (r Ref) String() string {
 		return r.Name
 	}
 	return r.Kind + ":" + r.Name
+}
+
+// shortID is as much of a container's id as engines show.
+const shortID = 12
+
+// means reports whether a reference names a machine that was found by it, and does not only start its id.
+func (r Ref) means(m *Machine) bool {
+	return r.Kind != "" || r.Name == m.Name || len(r.Name) >= shortID
 }

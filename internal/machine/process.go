@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,24 @@ import (
 
 // All that is read here by process id is vouched for by a pidfd that was opened before and is still alive
 // afterwards: as long as a process lives its number is not given away.
+
+// Processes returns the processes of the caller's pid namespace for which is reports true.
+func Processes(ctx context.Context, is func(pid int) bool) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if pid, err := strconv.Atoi(e.Name()); err == nil && is(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
 
 // Status is what is used of /proc/PID/status.
 type Status struct {

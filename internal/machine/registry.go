@@ -25,7 +25,8 @@ func (g Registry) Resolve(ctx context.Context, s string) (*Machine, error) {
 //
 // A bare name is asked of every resolver that is not [TypedOnly], all at once, and none is waited for
 // longer than two seconds, or half a second once another has found a machine. Two machines of the name
-// are fail.AmbiguousMachine.
+// are fail.AmbiguousMachine. The start of an id is as good as a name to some resolvers; without a kind it has
+// to be as long as an id is when it is shown, for "deb" and "db" are names, and ids may begin with them.
 func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, error) {
 	ref, err := ParseRef(s)
 	if err != nil {
@@ -46,8 +47,10 @@ func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, err
 	rest := slices.Clone(g) // those that can be asked for a hint
 	for i, a := range answers {
 		switch {
-		case a.err == nil:
+		case a.err == nil && ref.means(a.value) && !isIn(found, a.value):
 			found = append(found, a.value)
+		case a.err == nil:
+			_ = a.value.Close()
 		case isAnswer(a.err):
 			told = append(told, a.err)
 		case !fail.Is(a.err, fail.NoSuchMachine):
@@ -68,6 +71,12 @@ func (g Registry) Find(ctx context.Context, s string) (*Machine, []*Failure, err
 		return nil, failed, failed[0].asError(ref)
 	}
 	return nil, failed, noSuchMachine(ref, failed, rest.hint(ctx, ref, answers[0].err))
+}
+
+// isIn reports whether a machine was found already, by who knows it by another name: two pidfds that are held
+// have the same number only if they are of the same process.
+func isIn(found []*Machine, m *Machine) bool {
+	return slices.ContainsFunc(found, func(f *Machine) bool { return f.Leader.PID == m.Leader.PID })
 }
 
 // meant returns the resolvers that a reference is for, and how long they have to answer.

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -14,11 +15,13 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
-// known is a resolver whose machines all have this process as their leader.
+// known is a resolver whose machines all have one process as their leader.
 type known struct {
 	kind  string
 	names []string
 	err   error // what it answers instead, if anything
+	pid   int   // the leader; 0 is this process
+	id    string
 }
 
 func (k known) Kind() string { return k.kind }
@@ -28,9 +31,9 @@ func (k known) Resolve(_ context.Context, name string) (*Machine, error) {
 		return nil, k.err
 	}
 	for _, n := range k.names {
-		if n == name {
-			leader, err := OpenLeader(os.Getpid())
-			return &Machine{Kind: k.kind, Name: name, Leader: leader}, err
+		if n == name || k.id != "" && strings.HasPrefix(k.id, name) {
+			leader, err := OpenLeader(cmp.Or(k.pid, os.Getpid()))
+			return &Machine{Kind: k.kind, Name: n, Leader: leader}, err
 		}
 	}
 	return nil, fail.New(fail.NoSuchMachine, "", "none")
@@ -47,7 +50,7 @@ func (k known) List(context.Context) ([]Info, error) {
 func TestResolve(t *testing.T) {
 	stopped := fail.New(fail.NotRunning, "start it", "stopped")
 	broken := errors.New("no machined")
-	registry := Registry{known{kind: "nspawn", names: []string{"web", "db"}}, known{kind: "lxc", names: []string{"web", "mail"}}}
+	registry := Registry{known{kind: "nspawn", names: []string{"web", "db"}}, known{kind: "lxc", names: []string{"web", "mail"}, pid: 1}}
 	for _, c := range []struct {
 		registry  Registry
 		name      string
@@ -99,6 +102,37 @@ func TestListTellsWhatItCan(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "lxc") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestOneMachineOfTwoNames(t *testing.T) {
+	// Two that know the same process know the same machine: the first one names it.
+	m, err := Registry{known{kind: "docker", names: []string{"web"}}, known{kind: "k8s", names: []string{"web"}}}.Resolve(t.Context(), "web")
+	if err != nil || m.Ref() != "docker:web" {
+		t.Fatalf("%v, %v", m, err)
+	}
+	_ = m.Close()
+}
+
+func TestIDs(t *testing.T) {
+	registry := Registry{
+		known{kind: "docker", names: []string{"web"}, id: "deb4567890123456"},
+		known{kind: "nspawn", names: []string{"deb"}, pid: 1},
+	}
+	for _, c := range []struct{ name, want string }{
+		{"deb", "nspawn:deb"}, // not the container whose id happens to begin with it
+		{"docker:deb", "docker:web"},
+		{"deb456789012", "docker:web"},
+		{"deb45678901", ""},
+		{"de", ""},
+	} {
+		m, err := registry.Resolve(t.Context(), c.name)
+		if c.want == "" && !fail.Is(err, fail.NoSuchMachine) || c.want != "" && (err != nil || m.Ref() != c.want) {
+			t.Errorf("%q: %v, %v, want %s", c.name, m, err, c.want)
+		}
+		if err == nil {
+			_ = m.Close()
+		}
 	}
 }
 

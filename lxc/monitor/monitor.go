@@ -213,29 +213,5 @@ func (Resolver) List(ctx context.Context) ([]machine.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Rows(ctx, list, Container.Machine)
-}
-
-// Rows makes rows of containers, sorted by name. Containers that do not run, or only claim to be one, have
-// none.
-func Rows(ctx context.Context, list []Container, resolve func(Container, context.Context) (*machine.Machine, error),
-) ([]machine.Info, error) {
-	var rows []machine.Info
-	var failed []error
-	for _, c := range list {
-		m, err := resolve(c, ctx)
-		switch {
-		case ctx.Err() != nil:
-			return rows, ctx.Err()
-		case fail.Is(err, fail.NotRunning), fail.Is(err, fail.NotAContainer):
-			continue
-		case err != nil:
-			failed = append(failed, err)
-			continue
-		}
-		rows = append(rows, machine.Info{Kind: m.Kind, Name: m.Name, Class: m.Class, Service: m.Service, Leader: m.Leader.PID})
-		_ = m.Close()
-	}
-	slices.SortFunc(rows, func(a, b machine.Info) int { return strings.Compare(a.Name, b.Name) })
-	return rows, errors.Join(failed...)
+	return machine.Rows(ctx, list, Container.Machine)
 }

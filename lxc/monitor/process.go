@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -43,24 +42,13 @@ func (c Container) leader(ctx context.Context) (*machine.Leader, error) {
 
 // holders returns the processes of the container's user that have its command socket.
 func (c Container) holders(ctx context.Context) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	return machine.Processes(ctx, func(pid int) bool {
+		if pid == os.Getpid() {
+			return false
 		}
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		if s, err := machine.StatusOf(pid); err == nil && s.UID == c.UID && c.heldBy(pid) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
+		s, err := machine.StatusOf(pid)
+		return err == nil && s.UID == c.UID && c.heldBy(pid)
+	})
 }
 
 // heldBy reports whether a process has the container's command socket. To look at another user's
