@@ -1,6 +1,7 @@
 package session
 
 import (
+	_ "embed" // sysroot.py
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,10 +65,19 @@ func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) 
 			return nil, err
 		}
 	}
+	for _, dir := range gdbInit {
+		t.extra[dir+"/cntr-attach.py"] = regular(sysrootScript)
+	}
 	// Debian's bash puts this into its prompt.
 	t.extra["etc/debian_chroot"] = regular(promptName(machine) + "\n")
 	return t, nil
 }
+
+// gdbInit is where gdb looks for system-wide settings (--with-system-gdbinit-dir), in Debian and in Fedora.
+var gdbInit = []string{"etc/gdb/gdbinit.d", "etc/gdbinit.d"}
+
+//go:embed sysroot.py
+var sysrootScript string
 
 // machineFiles are the files that a session takes from the machine, and what it gets where the machine
 // has none.
