@@ -36,6 +36,8 @@ var hostRecipe = recipe{
 	Options: append(trimmed(),
 		// Somebody who is not root.
 		`--customize-hook=chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash alice`,
+		// The ids that root gives to containers: LXC's tests use the first of them, Incus takes all.
+		`--customize-hook=sed --in-place s/^root:.*/root:100000:1000000000/ "$1/etc/subuid" "$1/etc/subgid"`,
 		`--customize-hook=systemctl --root="$1" disable `+strings.Join(onDemand, " ")),
 }
 
