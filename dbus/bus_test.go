@@ -56,20 +56,21 @@ func startBus(t *testing.T) {
 // machines has one machine, "web", whose leader is this process.
 type machines struct{}
 
-func (machines) Resolve(_ context.Context, name string) (*machine.Machine, error) {
+func (machines) Find(_ context.Context, name string) (*machine.Machine, []*machine.Failure, error) {
 	switch name {
 	case "web":
 		leader, err := machine.OpenLeader(os.Getpid())
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return &machine.Machine{Kind: "nspawn", Name: "web", Class: "container", Leader: leader}, nil
+		m := &machine.Machine{Kind: "nspawn", Name: "web", Class: "container", Leader: leader}
+		return m, []*machine.Failure{{Kind: "lxc", Err: errors.New("it is\xffbroken")}}, nil
 	case "panic":
 		panic("a machine to panic about")
 	case "secret":
-		return nil, errors.New("cannot read /root/secret")
+		return nil, nil, errors.New("cannot read /root/secret")
 	}
-	return nil, fail.New(fail.NoSuchMachine, "did you mean web?", "no machine is called %q", name)
+	return nil, nil, fail.New(fail.NoSuchMachine, "did you mean web?", "no machine is called %q", name)
 }
 
 func (machines) List(context.Context) ([]machine.Info, error) {

@@ -39,6 +39,7 @@ type Attached struct {
 	ID       string
 	Terminal *os.File // the terminal's master; nil without a terminal
 	Status   *os.File // where the session tells its end, see package session
+	Notes    []string // what went wrong on the way, see Attach in org.cntr.Attach1.xml
 }
 
 // Machine is a row of [Client.ListMachines].
@@ -100,6 +101,7 @@ func (c *Client) Attach(ctx context.Context, machine string, o AttachOptions) (*
 	if fd, ok := results["terminal"].Value().(godbus.UnixFD); ok {
 		a.Terminal = pollable(int(fd), "terminal")
 	}
+	a.Notes, _ = results["notes"].Value().([]string)
 	return a, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
 
@@ -53,7 +54,7 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 	}
 	spec.Status = status[1]
 
-	target, err := s.Machines.Resolve(ctx, name)
+	target, failed, err := s.Machines.Find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -63,6 +64,9 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		return nil, err
 	}
 	results := map[string]godbus.Variant{}
+	if len(failed) > 0 {
+		results["notes"] = godbus.MakeVariant(notes(failed))
+	}
 	if terminal := started.Terminal; terminal != nil {
 		// Ours is closed with the answer: the caller's shall be the only one, so that the session
 		// notices when it goes.
@@ -81,6 +85,15 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		"session", started.ID, "machine", started.Machine, "user", started.User, "command", command,
 		"caller", who.uid, "scope", started.Scope)
 	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), results}, nil
+}
+
+// notes says which resolvers could not tell whether they know a machine that another has found.
+func notes(failed []*machine.Failure) []string {
+	var list []string
+	for _, f := range failed {
+		list = append(list, clean(f.Error()))
+	}
+	return list
 }
 
 // statusPipe makes the pipe on which the session tells its end: read end, write end. Both live as long

@@ -34,7 +34,7 @@ type Sessions interface {
 
 // Machines finds and lists machines: [machine.Registry].
 type Machines interface {
-	Resolve(ctx context.Context, name string) (*machine.Machine, error)
+	Find(ctx context.Context, name string) (*machine.Machine, []*machine.Failure, error)
 	List(context.Context) ([]machine.Info, error)
 }
 

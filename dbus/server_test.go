@@ -50,6 +50,9 @@ func TestAttachWithPipes(t *testing.T) {
 	if a.Terminal != nil {
 		t.Error("a terminal that was not asked for")
 	}
+	if len(a.Notes) != 1 || a.Notes[0] != "lxc: it is\uFFFDbroken" {
+		t.Errorf("notes %q", a.Notes)
+	}
 	_ = in.Close()
 	_ = out.Close()
 	want := []byte("a\x00\xff\nb")

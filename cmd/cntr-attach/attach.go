@@ -18,6 +18,7 @@ import (
 type attached struct {
 	terminal *os.File // nil if it has pipes
 	status   *os.File
+	notes    []string // what went wrong on the way
 }
 
 // attach runs the session and returns the exit status.
@@ -40,6 +41,11 @@ func attach(ctx context.Context, o *options) (int, error) {
 	s, err := begin(ctx, o, want)
 	if err != nil {
 		return 0, err
+	}
+	if o.verbose {
+		for _, note := range s.notes {
+			o.tell("%s", note)
+		}
 	}
 	if interactive {
 		if err := converse(s.terminal); err != nil {
@@ -110,5 +116,5 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 	if err != nil {
 		return nil, err
 	}
-	return &attached{terminal: s.Terminal, status: s.Status}, nil
+	return &attached{terminal: s.Terminal, status: s.Status, notes: s.Notes}, nil
 }

@@ -27,7 +27,7 @@ func startDirectly(ctx context.Context, name string, want session.Spec) (*attach
 	defer services.Close()
 	// Without liblxc, which must not be linked to what runs in a machine.
 	resolvers := append(machine.Registry{engine.Process{}, services, machined, monitor.Resolver{}}, engine.Engines()...)
-	m, err := resolvers.Resolve(ctx, name)
+	m, failed, err := resolvers.Find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -55,5 +55,9 @@ func startDirectly(ctx context.Context, name string, want session.Spec) (*attach
 		_ = status.Close()
 		return nil, err
 	}
-	return &attached{terminal: s.Terminal, status: status}, nil
+	a := &attached{terminal: s.Terminal, status: status}
+	for _, f := range failed {
+		a.notes = append(a.notes, f.Error())
+	}
+	return a, nil
 }

@@ -15,8 +15,8 @@ const usage = `cntr-attach [OPTIONS…] MACHINE [COMMAND [ARG…]]
 Run COMMAND (or a shell) in a running container, with the tools of this host.
 The container's own root directory is at /var/lib/cntr.
 
-MACHINE is a name that machinectl or lxc-ls lists (nspawn:NAME or lxc:NAME if
-both do), unit:NAME for a service, or pid:N for what process N is in.
+MACHINE is a name, or KIND:NAME: nspawn, lxc, docker, podman, incus, lxd, k8s,
+containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
 
   -u, --user=USER          Be USER of the machine, by name or number [root]
   -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
@@ -25,6 +25,7 @@ both do), unit:NAME for a service, or pid:N for what process N is in.
   -t, --pty                Give COMMAND a terminal even if this is none
   -P, --pipe               Give COMMAND pipes even if this is a terminal
       --direct             Without the service, the bus and systemd (root only)
+  -v, --verbose            Tell who could not say whether it knows MACHINE
   -q, --quiet              No messages but errors
   -h, --help               Show this
       --version            Show the version
@@ -44,6 +45,7 @@ type options struct {
 	pty      bool
 	pipe     bool
 	direct   bool
+	verbose  bool
 	quiet    bool
 	help     bool
 	version  bool
@@ -62,6 +64,7 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVarP(&o.pty, "pty", "t", false, "")
 	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
 	f.BoolVar(&o.direct, "direct", false, "")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "")
 	f.BoolVarP(&o.help, "help", "h", false, "")
 	f.BoolVar(&o.version, "version", false, "")

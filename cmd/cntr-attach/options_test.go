@@ -17,6 +17,7 @@ func TestParseOptions(t *testing.T) {
 		{"web", options{machine: "web", command: []string{}}},
 		{"web gdb -p 1", options{machine: "web", command: []string{"gdb", "-p", "1"}}},
 		{"web -- gdb -p 1", options{machine: "web", command: []string{"gdb", "-p", "1"}}},
+		{"-v web ls", options{machine: "web", verbose: true, command: []string{"ls"}}},
 		{"-q web ls --help -q", options{machine: "web", quiet: true, command: []string{"ls", "--help", "-q"}}},
 		{"-- web ls", options{machine: "web", command: []string{"ls"}}},
 		{"-E A=b=c -E PASSED --chdir=/x -u app -t --writable web", options{
