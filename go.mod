@@ -3,6 +3,7 @@ module github.com/cntr-attach/cntr-attach
 go 1.24.0
 
 require (
+	github.com/cilium/ebpf v0.20.0
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/hanwen/go-fuse/v2 v2.12.1
