@@ -32,6 +32,7 @@ var hostRecipe = recipe{
 		// The tools that a person would want to bring into a machine.
 		"acl", "attr", "bash", "bsdutils", "curl", "file", "gdb", "less", "lsof", "procps", "psmisc", "strace",
 		"sudo", "tcpdump", "tmux", "vim-tiny", "xxd",
+		"delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "socat",
 	},
 	Options: append(trimmed(),
 		// Somebody who is not root.
