@@ -25,6 +25,8 @@ type AttachOptions struct {
 	Environment      []string // NAME=VALUE
 	WorkingDirectory string   // absolute; "-" in front: "/" if it cannot be entered; "" is "/"
 	Writable         bool     // the tools tree may be written to
+	Strict           bool     // no capability but the machine's, and none of its variables
+	NoLabel          bool     // do not take on the machine's AppArmor or SELinux label
 	Terminal         bool     // give the command a terminal
 	Rows, Columns    uint16   // the terminal's size; 0 if not known
 
@@ -168,6 +170,8 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	set("environment", len(o.Environment) > 0, o.Environment)
 	set("working-directory", o.WorkingDirectory != "", o.WorkingDirectory)
 	set("writable", o.Writable, true)
+	set("strict", o.Strict, true)
+	set("label", o.NoLabel, labelOff)
 	set("terminal", o.Terminal, true)
 	set("rows", o.Rows != 0, o.Rows)
 	set("columns", o.Columns != 0, o.Columns)

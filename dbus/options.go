@@ -18,6 +18,12 @@ import (
 // stdio is how the options for the three descriptors are called.
 var stdio = [3]string{"stdin", "stdout", "stderr"}
 
+// What the option label takes.
+const (
+	labelMachine = "machine"
+	labelOff     = "off"
+)
+
 // parseSpec checks Attach's arguments. The descriptors in the result stay the message's.
 func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (session.Spec, error) {
 	spec := session.Spec{Command: argv}
@@ -47,6 +53,15 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			}
 		case "writable":
 			err = storeOption(value, &spec.Writable)
+		case "strict":
+			err = storeOption(value, &spec.Strict)
+		case "label":
+			var label string
+			err = storeOption(value, &label)
+			if err == nil && label != labelOff && label != labelMachine {
+				err = fmt.Errorf("it is %q, neither %q nor %q", label, labelOff, labelMachine)
+			}
+			spec.NoLabel = label == labelOff
 		case "terminal":
 			err = storeOption(value, &spec.Terminal)
 		case "rows":

@@ -26,7 +26,7 @@ func attach(ctx context.Context, o *options) (int, error) {
 	interactive := o.pty || (!o.pipe && isTerminal(os.Stdin) && isTerminal(os.Stdout))
 	want := session.Spec{
 		Command: o.argv(), Env: o.environment(), Dir: o.workingDirectory(), User: o.user,
-		Writable: o.writable, Terminal: interactive,
+		Writable: o.writable, Strict: o.strict, NoLabel: o.noLabel, Terminal: interactive,
 	}
 	var streams *pipes
 	if interactive {
@@ -110,7 +110,7 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 	defer client.Close()
 	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
 		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
-		Writable: want.Writable, Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
+		Writable: want.Writable, Strict: want.Strict, NoLabel: want.NoLabel, Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
 		Stdin: want.Stdio[0], Stdout: want.Stdio[1], Stderr: want.Stdio[2],
 	})
 	if err != nil {

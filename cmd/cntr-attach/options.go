@@ -22,13 +22,14 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
   -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
       --chdir=DIR          Start in DIR [this directory, if it is there; else /]
       --writable           Allow writing to the tools, the host's own files
+      --strict             Only the machine's capabilities, no variables
+      --label=off          Without the machine's AppArmor or SELinux label
   -t, --pty                Give COMMAND a terminal even if this is none
   -P, --pipe               Give COMMAND pipes even if this is a terminal
       --direct             Without the service, the bus and systemd (root only)
   -v, --verbose            Tell who could not say whether it knows MACHINE
   -q, --quiet              No messages but errors
-  -h, --help               Show this
-      --version            Show the version
+  -h, --help; --version    Show this; show the version
 
 In a terminal, press ^] three times within a second to leave.
 Exit status: COMMAND's own; 128+N if signal N killed it; 125 if cntr-attach
@@ -42,6 +43,8 @@ type options struct {
 	env      []string // NAME=VALUE
 	dir      string   // empty: as the caller
 	writable bool
+	strict   bool
+	noLabel  bool
 	pty      bool
 	pipe     bool
 	direct   bool
@@ -51,9 +54,16 @@ type options struct {
 	version  bool
 }
 
+// What --label takes.
+const (
+	labelMachine = "machine"
+	labelOff     = "off"
+)
+
 func parseOptions(args []string) (*options, error) {
 	o := &options{}
 	var setenv []string
+	var label string
 	f := pflag.NewFlagSet("cntr-attach", pflag.ContinueOnError)
 	f.SetInterspersed(false) // what comes after MACHINE is COMMAND's
 	f.Usage = func() {}
@@ -61,6 +71,8 @@ func parseOptions(args []string) (*options, error) {
 	f.StringArrayVarP(&setenv, "setenv", "E", nil, "")
 	f.StringVar(&o.dir, "chdir", "", "")
 	f.BoolVar(&o.writable, "writable", false, "")
+	f.BoolVar(&o.strict, "strict", false, "")
+	f.StringVar(&label, "label", labelMachine, "")
 	f.BoolVarP(&o.pty, "pty", "t", false, "")
 	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
 	f.BoolVar(&o.direct, "direct", false, "")
@@ -82,6 +94,13 @@ func parseOptions(args []string) (*options, error) {
 	}
 	if o.pty && o.pipe {
 		return nil, fail.New(fail.InvalidArgument, hint, "--pty and --pipe exclude each other")
+	}
+	switch label {
+	case labelMachine:
+	case labelOff:
+		o.noLabel = true
+	default:
+		return nil, fail.New(fail.InvalidArgument, hint, "--label=%s is neither %s nor %s", label, labelOff, labelMachine)
 	}
 	o.machine, o.command = f.Arg(0), f.Args()[1:]
 	if len(o.command) > 0 && o.command[0] == "--" {

@@ -24,6 +24,8 @@ func TestParseOptions(t *testing.T) {
 			machine: "web", env: []string{"A=b=c", "PASSED=on"}, dir: "/x", user: "app", pty: true, writable: true,
 			command: []string{},
 		}},
+		{"--strict --label=off web", options{machine: "web", strict: true, noLabel: true, command: []string{}}},
+		{"--label=machine web", options{machine: "web", command: []string{}}},
 		{"--help", options{help: true}},
 		{"--version", options{version: true}},
 	} {
@@ -41,6 +43,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"", "which machine?"},
 		{"--nonsense web", "unknown flag: --nonsense"},
 		{"-t -P web", "exclude each other"},
+		{"--label=unconfined web", "--label=unconfined is neither off nor machine"},
 		{"--chdir=x web", "--chdir=x is not absolute"},
 		{"-E =x web", "has no name"},
 		{"-E NOT_SET_HERE web", "the variable is not set"},

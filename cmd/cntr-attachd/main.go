@@ -108,6 +108,11 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	defer launcher.Close()
+	go func() {
+		if err := launcher.Shielded(); err != nil {
+			log.Warn("The root of a machine may be able to take over the commands of sessions in it", "error", err)
+		}
+	}()
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
 	services := &engine.Service{}

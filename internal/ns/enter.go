@@ -25,6 +25,7 @@ type Entry struct {
 	Kill       *os.File   // the scope's cgroup.kill, open for writing; nil without a scope
 
 	Bounding uint64 // capabilities to keep, a bit each
+	Label    Label  // of AppArmor or SELinux
 	UID, GID uint32 // in the machine's user namespace
 	Groups   []uint32
 
@@ -314,7 +315,8 @@ func newInstance(p *program, fstype string) result {
 }
 
 func (e *Entry) planBecome(p *program) {
-	// While still root on the host: there this is always allowed.
+	// While still root on the host: there both are always allowed.
+	planLabel(p, e.Label)
 	p.do("dropping groups", unix.SYS_SETGROUPS, 0, 0)
 	if e.Namespaces&unix.CLONE_NEWUSER != 0 {
 		// This gives all capabilities in that namespace, and none outside, and clears the others' sets.

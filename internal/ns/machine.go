@@ -1,8 +1,6 @@
 package ns
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -101,22 +99,6 @@ func parseIDMap(data []byte) ([]Range, error) {
 		ranges = append(ranges, Range{n[0], n[1], n[2]})
 	}
 	return ranges, nil
-}
-
-// Bounding returns the capability bounding set of process pid, a bit for each capability.
-func Bounding(pid int) (uint64, error) {
-	path := fmt.Sprintf("/proc/%d/status", pid)
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if hex, ok := bytes.CutPrefix(lines.Bytes(), []byte("CapBnd:\t")); ok {
-			return strconv.ParseUint(string(hex), 16, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s has no CapBnd", path)
 }
 
 // Root is a machine's root directory, as its leader sees it.

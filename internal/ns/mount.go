@@ -47,8 +47,9 @@ func detached(fstype string, attributes int, options ...option) (*os.File, error
 //
 // The superblock belongs to the host's user namespace, whatever the machine's: it may hand files to
 // every user (allow_other), the kernel checks permissions by the attributes served (default_permissions),
-// and devices in the tree cannot be opened. Unless writable, the kernel refuses changes by itself.
-func MountFUSE(writable bool) (device, mount *os.File, err error) {
+// and devices in the tree cannot be opened. Unless writable, the kernel refuses changes by itself. With a label,
+// all files of the tree have it for SELinux.
+func MountFUSE(writable bool, label string) (device, mount *os.File, err error) {
 	device, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, fail.New(fail.NotSupported, "load it with modprobe fuse, or give this container the device",
@@ -58,15 +59,20 @@ func MountFUSE(writable bool) (device, mount *os.File, err error) {
 	if !writable {
 		attributes |= unix.MOUNT_ATTR_RDONLY
 	}
-	mount, err = detached("fuse", attributes,
-		option{"source", "cntr"},
-		option{"subtype", "cntr"},
-		option{"fd", strconv.Itoa(int(device.Fd()))},
-		option{"rootmode", "40000"},
-		option{"user_id", "0"},
-		option{"group_id", "0"},
-		option{"allow_other", ""},
-		option{"default_permissions", ""})
+	options := []option{
+		{"source", "cntr"},
+		{"subtype", "cntr"},
+		{"fd", strconv.Itoa(int(device.Fd()))},
+		{"rootmode", "40000"},
+		{"user_id", "0"},
+		{"group_id", "0"},
+		{"allow_other", ""},
+		{"default_permissions", ""},
+	}
+	if label != "" {
+		options = append(options, option{"context", label})
+	}
+	mount, err = detached("fuse", attributes, options...)
 	if err != nil {
 		_ = device.Close() // nothing was served on it
 		return nil, nil, fail.New(fail.NotSupported, "is /dev/fuse the FUSE device?", "mounting FUSE: %w", err)
@@ -84,9 +90,10 @@ func MountTerminals(ttyGID uint32) (*os.File, error) {
 		option{"ptmxmode", "666"})
 }
 
-// MountMemory makes a detached, empty tmpfs with the given mode for its root, "1777".
-func MountMemory(mode string) (*os.File, error) {
-	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, option{"source", "tmpfs"}, option{"mode", mode})
+// MountMemory makes a detached, empty tmpfs with the given mode for its root, "1777", and owner, in the host's terms.
+func MountMemory(mode string, uid uint32) (*os.File, error) {
+	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, option{"source", "tmpfs"}, option{"mode", mode},
+		option{"uid", strconv.FormatUint(uint64(uid), 10)})
 }
 
 // MountDevices makes a detached /dev with the devices that a container has (OCI runtime

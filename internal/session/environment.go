@@ -8,14 +8,17 @@ import (
 // defaultPath is for callers who have no PATH: what Debian and Fedora give root.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment returns the command's environment and the directories of its PATH. What the caller set
-// stays, but for the user: it is somebody of the machine.
-func environment(r request, a account) (env, path []string) {
-	vars := map[string]string{
-		"PATH":  defaultPath,
-		"HOME":  a.home,
-		"SHELL": "/bin/sh",
-	}
+// environment returns the command's environment and the directories of its PATH: the machine's own variables, and
+// over them what the caller set, but for the user: it is somebody of the machine.
+func environment(r request, a account, machine []string) (env, path []string) {
+	vars := machineVariables(machine)
+	vars["PATH"] = defaultPath
+	vars["HOME"] = a.home
+	vars["SHELL"] = "/bin/sh"
+	// Where tools put the sockets by which they are told what to do, in /tmp or /run else: those are the machine's,
+	// and its root could type into a tmux there.
+	vars["XDG_RUNTIME_DIR"] = "/" + privateDir
+	vars["TMUX_TMPDIR"] = "/" + privateDir
 	if r.Terminal {
 		vars["TERM"] = "linux"
 		// For shells that read no file that knows /etc/debian_chroot.

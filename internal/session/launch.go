@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,16 +20,21 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/shield"
 	"github.com/cntr-attach/cntr-attach/units"
 )
 
 // Slice holds the scopes of all sessions, so that an admin can limit them together.
 const Slice = "cntr.slice"
 
+// stopLimit bounds the wait for the end of a session that could not start.
+const stopLimit = 3 * time.Second
+
 // Launcher starts session processes.
 type Launcher struct {
 	program *os.File // sealed copy of the program that becomes a session
 	systemd *units.Systemd
+	shield  func() (*shield.Shield, error) // waits for it
 }
 
 // NewLauncher prepares to start sessions with the program at path. With systemd nil, sessions get no
@@ -38,11 +44,30 @@ func NewLauncher(path string, systemd *units.Systemd) (*Launcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing the session program: %w", err)
 	}
-	return &Launcher{program: program, systemd: systemd}, nil
+	l := &Launcher{program: program, systemd: systemd, shield: sync.OnceValues(func() (*shield.Shield, error) {
+		if systemd == nil {
+			return nil, fail.New(fail.NotSupported, "", "without systemd, sessions have no control group to be told by")
+		}
+		return shield.Load()
+	})}
+	go func() { _, _ = l.shield() }() // it takes a while, in which the machine can be found
+	return l, nil
 }
 
-// Close lets go of the program.
-func (l *Launcher) Close() error { return l.program.Close() }
+// Shielded tells why sessions cannot be kept from being taken over by the machines' root; nil if they are. See
+// package shield.
+func (l *Launcher) Shielded() error {
+	_, err := l.shield()
+	return err
+}
+
+// Close lets go of the program, and of the shield, which stays up for the sessions that run.
+func (l *Launcher) Close() error {
+	if s, err := l.shield(); err == nil {
+		_ = s.Close() // only descriptors
+	}
+	return l.program.Close()
+}
 
 // Start starts a session in m, which stays the caller's. It returns once the command has been executed,
 // or with the reason why it could not be; then nothing of the session is left.
@@ -67,8 +92,11 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		if err != nil {
 			_ = unix.PidfdSendSignal(int(s.Process.File.Fd()), unix.SIGKILL, nil, 0) // it may have ended
 			if s.Scope != "" {
-				// A scope whose process ended before it got there never runs empty.
-				err = errors.Join(err, l.systemd.StopUnit(context.WithoutCancel(ctx), s.Scope))
+				// A scope whose process ended before it got there never runs empty. One whose process hangs in
+				// the kernel, in a file system of the machine, is left to systemd.
+				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+				err = errors.Join(err, l.systemd.StopUnit(stop, s.Scope))
+				cancel()
 			}
 			closeAll(s.Process.File, s.Terminal)
 		}
@@ -78,8 +106,8 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 
 	lines := json.NewEncoder(control)
 	req := request{
-		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Terminal: spec.Terminal,
-		Rows: spec.Rows, Columns: spec.Columns,
+		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Strict: spec.Strict, NoLabel: spec.NoLabel,
+		Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns, Shielded: l.Shielded() == nil,
 	}
 	if l.systemd != nil {
 		s.Scope = units.ScopeName(m.Name, s.ID)
@@ -117,8 +145,11 @@ func (l *Launcher) spawn(s *Session, m *machine.Machine, spec Spec) (*net.UnixCo
 		Env:    []string{"GOTRACEBACK=single"},
 		Stderr: os.Stderr,
 		// In the order of fdControl and its siblings.
-		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status},
+		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status, nil, nil},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if s, err := l.shield(); err == nil {
+		cmd.ExtraFiles[fdSessions-fdControl], cmd.ExtraFiles[fdShield-fdControl] = s.Sessions, s.Link
 	}
 	if !spec.Terminal {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, spec.Stdio[:]...)

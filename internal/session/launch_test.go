@@ -73,9 +73,10 @@ func TestStatus(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env, path := environment(request{
 		Env: []string{"PATH=/a:/b", "X=1", "X=2", "USER=me", "junk"}, Info: Info{Machine: "nspawn:web"},
-	}, account{name: "app", uid: 7, home: "/srv"})
+	}, account{name: "app", uid: 7, home: "/srv"}, []string{"PATH=/evil", "HOME=/evil", "X=0", "PORT=80", "USER=evil"})
 	want := []string{
-		"CNTR_MACHINE=nspawn:web", "HOME=/srv", "LOGNAME=app", "PATH=/a:/b", "SHELL=/bin/sh", "USER=app", "X=2",
+		"CNTR_MACHINE=nspawn:web", "HOME=/srv", "LOGNAME=app", "PATH=/a:/b", "PORT=80", "SHELL=/bin/sh",
+		"TMUX_TMPDIR=/var/lib/cntr-private", "USER=app", "X=2", "XDG_RUNTIME_DIR=/var/lib/cntr-private",
 	}
 	if !reflect.DeepEqual(env, want) || !reflect.DeepEqual(path, []string{"/a", "/b"}) {
 		t.Errorf("got %q, %q; want %q", env, path, want)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/ns"
+	"github.com/cntr-attach/cntr-attach/internal/shield"
 )
 
 // members tells who belongs to a session: whoever is in its control group; and where there is no
@@ -88,6 +89,40 @@ func (m *members) openKill() (*os.File, error) {
 		return nil, nil
 	}
 	return os.OpenFile(m.dir+"/cgroup.kill", os.O_WRONLY, 0)
+}
+
+// covered returns what the shield needs to know of the session.
+func (m *members) covered(joined ns.Namespaces, leader int) (s shield.Session, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
+		return s, fmt.Errorf("the pid namespace: %w", err)
+	}
+	s.PIDNamespace = uint32(st.Ino)
+	if s.Cgroup, err = cgroupID(m.dir); err != nil || joined&unix.CLONE_NEWPID != 0 {
+		return s, err
+	}
+	cgroup, err := cgroupOf(uint32(leader))
+	if err != nil {
+		return s, err
+	}
+	if strings.HasPrefix(m.cgroup, strings.TrimSuffix(cgroup, "/")+"/") {
+		return s, nil // nothing tells the machine from the host
+	}
+	dir, err := cgroupDir(cgroup)
+	if err != nil {
+		return s, err
+	}
+	s.Machine, err = cgroupID(dir)
+	return s, err
+}
+
+// cgroupID returns the number of a control group: on 64 bits, that of its directory's inode.
+func cgroupID(dir string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, fmt.Errorf("control group %s: %w", dir, err)
+	}
+	return st.Ino, nil
 }
 
 // setReaper tells which process is the reaper.

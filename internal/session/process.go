@@ -18,6 +18,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
+	"github.com/cntr-attach/cntr-attach/internal/shield"
 )
 
 // IsProcess reports whether this process was started to become a session process. If so, main calls
@@ -31,9 +32,10 @@ type process struct {
 	lines    *json.Decoder // on control
 	leader   *machine.Leader
 	status   *os.File
+	shield   *shield.Shield // nil if there is none
+	covered  shield.Session
 	stdio    [3]*os.File
 	members  *members
-	account  account
 	tree     *tree
 	fs       *fuse.FileSystem
 	served   chan error // what the file system's Serve returned
@@ -117,6 +119,9 @@ func inherit() (*process, error) {
 	}
 	p.leader = &machine.Leader{PID: p.request.Info.Leader, File: file(fdLeader, "leader")}
 	p.status = file(fdStatus, "status")
+	if p.request.Shielded {
+		p.shield = &shield.Shield{Sessions: file(fdSessions, "sessions"), Link: file(fdShield, "shield")}
+	}
 	if !p.request.Terminal {
 		for i := range p.stdio {
 			p.stdio[i] = file(fdStdin+i, "stdio")
@@ -142,6 +147,15 @@ func (p *process) start() (*ns.Process, error) {
 		return nil, err
 	}
 	defer closeAll(entry.Kill)
+	if p.shield != nil {
+		// Before there is anything of the session to be seen in the machine.
+		if p.covered, err = p.members.covered(entry.Namespaces, p.leader.PID); err != nil {
+			return nil, err
+		}
+		if err := p.shield.Cover(p.covered); err != nil {
+			return nil, err
+		}
+	}
 	entry.Reaper = p.members.setReaper
 	return ns.Enter(entry)
 }
@@ -159,40 +173,37 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 	if e.Bounding, err = ns.Bounding(pid); err != nil {
 		return nil, p.gone(err)
 	}
-	// For a debugger, and for a debugger that reads the machine's files through its mount namespace.
-	e.Bounding |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
+	if !p.request.Strict {
+		// For a debugger, and for a debugger that reads the machine's files through its mount namespace.
+		e.Bounding |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
+	}
+	if !p.request.NoLabel {
+		if e.Label, err = ns.MachineLabel(pid); err != nil {
+			return nil, p.gone(err)
+		}
+	}
 	uids, gids, err := ns.IDMaps(pid)
 	if err != nil {
 		return nil, p.gone(err)
 	}
-	root, err := ns.OpenRoot(pid)
+	m, err := p.examine(uids, gids)
 	if err != nil {
-		return nil, p.gone(err)
-	}
-	if !p.leader.Alive() {
-		return nil, p.gone(nil) // what was read may be somebody else's
-	}
-	if p.account, err = findAccount(root, p.request.Info.User); err != nil {
 		return nil, err
 	}
-	e.UID, e.GID, e.Groups = p.account.uid, p.account.gid, p.account.groups
-
-	const tty = 5 // the group's id on every distribution that has devpts' group set
-	if p.tree, err = newTree(root, p.request.Info.Machine, outside(gids, tty)); err != nil {
-		return nil, err
-	}
+	p.tree = m.tree
+	e.UID, e.GID, e.Groups = m.account.uid, m.account.gid, m.account.groups
 	if p.request.Terminal {
-		p.master, p.terminal, err = openTerminal(p.tree.devpts, outside(uids, p.account.uid), p.request.Rows, p.request.Columns)
+		p.master, p.terminal, err = openTerminal(p.tree.devpts, outside(uids, e.UID), p.request.Rows, p.request.Columns)
 		if err != nil {
 			return nil, err
 		}
 		e.Terminal = p.terminal
 	}
-	if err := p.serve(uids, gids); err != nil {
+	if err := p.serve(uids, gids, e.Label); err != nil {
 		return nil, err
 	}
 	e.Root, e.Mounts = p.mount, p.tree.mounts
-	e.Env, e.Path = environment(p.request, p.account)
+	e.Env, e.Path = environment(p.request, m.account, m.environ)
 	if e.Dir, e.DirOr = strings.CutPrefix(e.Dir, "-"); e.Dir == "" {
 		e.Dir = "/"
 	}
@@ -200,7 +211,7 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 }
 
 // serve starts the file system.
-func (p *process) serve(uids, gids []ns.Range) error {
+func (p *process) serve(uids, gids []ns.Range, label ns.Label) error {
 	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
@@ -218,7 +229,7 @@ func (p *process) serve(uids, gids []ns.Range) error {
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
 	}
-	device, mount, err := ns.MountFUSE(p.request.Info.Writable)
+	device, mount, err := ns.MountFUSE(p.request.Info.Writable, label.Files)
 	if err != nil {
 		return err
 	}
@@ -387,6 +398,9 @@ func (p *process) end(reaper *ns.Process) error {
 const endLimit = 5 * time.Second
 
 func (p *process) close() {
+	if p.shield != nil {
+		_ = p.shield.Uncover(p.covered) // a control group's number is not used again: all it costs is memory
+	}
 	if p.fs != nil {
 		_ = p.fs.Close() // the process ends right after
 	}

@@ -14,10 +14,12 @@ import (
 // A session process is started with these descriptors, in this order, by a [Launcher] of the same
 // version: the program is a sealed copy that the launcher made.
 const (
-	fdControl = 3 + iota // a stream socket, to talk about the start
-	fdLeader             // pidfd of the machine's leader
-	fdStatus             // the status pipe
-	fdStdin              // and the other two streams, unless there is a terminal
+	fdControl  = 3 + iota // a stream socket, to talk about the start
+	fdLeader              // pidfd of the machine's leader
+	fdStatus              // the status pipe
+	fdSessions            // the shield's table of sessions, if there is one
+	fdShield              // what keeps it up, likewise
+	fdStdin               // and the other two streams, unless there is a terminal
 	fdStdout
 	fdStderr
 )
@@ -31,6 +33,9 @@ type request struct {
 	Command  []string `json:"command"` // whole, where Info's may be cut short
 	Env      []string `json:"env"`
 	Dir      string   `json:"dir"`
+	Strict   bool     `json:"strict,omitempty"`
+	NoLabel  bool     `json:"nolabel,omitempty"`
+	Shielded bool     `json:"shielded,omitempty"` // fdSessions and fdShield are there
 	Terminal bool     `json:"terminal"`
 	Rows     uint16   `json:"rows"`
 	Columns  uint16   `json:"columns"`

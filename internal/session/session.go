@@ -28,6 +28,8 @@ type Spec struct {
 	Dir      string      // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
 	User     string      // name or numeric id, looked up in the machine; "" is root
 	Writable bool        // the tools tree may be written to
+	Strict   bool        // no capability that the machine's first process cannot have, and nothing of its environment
+	NoLabel  bool        // do not take on the machine's AppArmor or SELinux label
 	Terminal bool        // give the command a new terminal, and its master to the caller
 	Rows     uint16      // the terminal's size; 0 if not known
 	Columns  uint16      // likewise

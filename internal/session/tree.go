@@ -17,6 +17,9 @@ import (
 // machineDir is where the machine's own root file system appears in a session.
 const machineDir = "var/lib/cntr"
 
+// privateDir is a directory of the session's own, for sockets that nobody in the machine is to connect to.
+const privateDir = "var/lib/cntr-private"
+
 // tree is the session's view: what the file system makes up, and what is mounted on that.
 type tree struct {
 	extra   map[string]fuse.Entry
@@ -27,9 +30,9 @@ type tree struct {
 
 // newTree lays out a session's tree over the tools tree. Every mount point is made up by the file system,
 // so neither the tools tree nor the machine needs to have it. Sources in the machine are opened here, as
-// O_PATH descriptors below its root, and checked to be what they should be. ttyGID is the group of
-// terminals, in the host's terms.
-func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) {
+// O_PATH descriptors below its root, and checked to be what they should be. owner is the command's user and ttyGID
+// the group of terminals, in the host's terms.
+func newTree(root *ns.Root, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
 	t := &tree{extra: map[string]fuse.Entry{}}
 	defer func() {
 		if err != nil {
@@ -37,7 +40,10 @@ func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) 
 		}
 	}()
 	t.mountDir(machineDir, ns.Mount{Source: root.Dir()})
-	for _, layout := range []func(*ns.Root) error{t.proc, t.sys, t.dev} {
+	if err := t.proc(root, leader); err != nil {
+		return nil, err
+	}
+	for _, layout := range []func(*ns.Root) error{t.sys, t.dev} {
 		if err := layout(root); err != nil {
 			return nil, err
 		}
@@ -53,6 +59,9 @@ func newTree(root *ns.Root, machine string, ttyGID uint32) (_ *tree, err error) 
 		return nil, err
 	}
 	if err := t.scratch(root, "run", "755"); err != nil {
+		return nil, err
+	}
+	if err := t.private(owner); err != nil {
 		return nil, err
 	}
 	for name, standIn := range machineFiles {
@@ -133,17 +142,34 @@ func (t *tree) openIn(root *ns.Root, path string, kind uint32) (*os.File, error)
 	return f, nil
 }
 
-// proc takes the machine's /proc, with all that is masked there, if it really is one.
-func (t *tree) proc(root *ns.Root) error {
+// proc takes the machine's /proc, with all that is masked there, if it really is one and shows the machine's processes.
+func (t *tree) proc(root *ns.Root, leader int) error {
 	proc, err := t.openIn(root, "/proc", unix.S_IFDIR)
 	if err != nil {
 		return err
 	}
 	if proc != nil && hasType(proc, unix.PROC_SUPER_MAGIC) {
-		t.mountDir("proc", ns.Mount{Source: proc})
-	} else {
-		t.mountDir("proc", ns.Mount{Type: "proc"})
+		its, err := ns.ShowsProcesses(proc, leader)
+		if err != nil {
+			return err
+		}
+		if its {
+			t.mountDir("proc", ns.Mount{Source: proc})
+			return nil
+		}
 	}
+	t.mountDir("proc", ns.Mount{Type: "proc"})
+	return nil
+}
+
+// private gives the session a directory in memory that only the command's user may enter.
+func (t *tree) private(owner uint32) error {
+	dir, err := ns.MountMemory("700", owner)
+	if err != nil {
+		return err
+	}
+	t.own(dir)
+	t.mountDir(privateDir, ns.Mount{Source: dir, Detached: true})
 	return nil
 }
 
@@ -201,7 +227,7 @@ func (t *tree) scratch(root *ns.Root, name, mode string) error {
 			return nil
 		}
 	}
-	own, err := ns.MountMemory(mode)
+	own, err := ns.MountMemory(mode, 0)
 	if err != nil {
 		return err
 	}
