@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestSessionIsInTheMachinesNamespaces(t *testing.T) {
@@ -156,36 +153,6 @@ func TestToolsTreeIsOutOfTheMachinesReach(t *testing.T) {
 	}
 }
 
-// What a command gets at its start, compared with what it should: leaks of this kind were flaws of others
-// (CVE-2022-29162, CVE-2024-21626).
-func TestWhatACommandStartsWith(t *testing.T) {
-	for _, machine := range machines {
-		for _, mode := range []string{"--quiet", "--direct"} {
-			status := succeeds(t, mode, machine, "cat", "/proc/self/status")
-			for _, want := range []string{
-				"\nCapInh:\t0000000000000000\n", "\nCapAmb:\t0000000000000000\n", "\nNoNewPrivs:\t0\n",
-				// What the test host is confined by, but nothing of the service or the machine.
-				"\nSeccomp_filters:\t" + field(t, string(readFile(t, "/proc/1/status")), "Seccomp_filters") + "\n",
-				"\nSigBlk:\t0000000000000000\n", "\nSigIgn:\t0000000000000000\n", "\nUmask:\t0022\n", "\nTracerPid:\t0\n",
-				"\nGroups:\t \n",
-			} {
-				if !strings.Contains(status, want) {
-					t.Errorf("%s %s: no %q in\n%s", mode, machine, want, status)
-				}
-			}
-			leader := string(readFile(t, fmt.Sprintf("/proc/%d/status", leaderOf(t, machine))))
-			if got, its := capabilities(t, status), capabilities(t, leader)|1<<unix.CAP_SYS_PTRACE|1<<unix.CAP_SYS_CHROOT; got != its {
-				t.Errorf("%s %s: the bounding set is %x, the machine's %x", mode, machine, got, its)
-			}
-			// Processes of systemd's get these, whatever the Go runtime did to those of ours.
-			own := must(t, "systemd-run", "--quiet", "--wait", "--pipe", "sh", "-c", "ulimit -Sn; ulimit -Hn") + "\n"
-			if got := succeeds(t, mode, machine, "sh", "-c", "ulimit -Sn; ulimit -Hn"); got != own {
-				t.Errorf("%s %s: the limits on open files are %q, a service's are %q", mode, machine, got, own)
-			}
-		}
-	}
-}
-
 // field returns a field of a /proc/PID/status.
 func field(t *testing.T, status, name string) string {
 	t.Helper()
@@ -195,14 +162,4 @@ func field(t *testing.T, status, name string) string {
 	}
 	value, _, _ := strings.Cut(rest, "\n")
 	return value
-}
-
-// capabilities returns the bounding set in a /proc/PID/status.
-func capabilities(t *testing.T, status string) uint64 {
-	t.Helper()
-	set, err := strconv.ParseUint(field(t, status, "CapBnd"), 16, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return set
 }

@@ -109,18 +109,19 @@ func enter(t *testing.T, e *Entry) (string, unix.WaitStatus, error) {
 
 func TestEnterJoinsEveryNamespace(t *testing.T) {
 	for name, flags := range map[string][]string{
-		"without a user namespace": {"-m", "-p", "-f", "-n", "-i", "-u", "-C"},
-		"with a user namespace":    {"-U", "-r", "-m", "-p", "-f", "-n", "-i", "-u", "-C"},
+		"without a user namespace": {"-m", "-p", "-f", "-n", "-i", "-u", "-C", "-T"},
+		"with a user namespace":    {"-U", "-r", "-m", "-p", "-f", "-n", "-i", "-u", "-C", "-T"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pid := container(t, flags...)
 			out, status, err := enter(t, entry(t, pid, "readlink", "/proc/self/ns/user", "/proc/self/ns/pid",
-				"/proc/self/ns/net", "/proc/self/ns/ipc", "/proc/self/ns/uts", "/proc/self/ns/cgroup", "/proc/self/ns/mnt"))
+				"/proc/self/ns/net", "/proc/self/ns/ipc", "/proc/self/ns/uts", "/proc/self/ns/cgroup", "/proc/self/ns/time",
+				"/proc/self/ns/mnt"))
 			if err != nil || status != 0 {
 				t.Fatalf("status %v, %v: %s", status, err, out)
 			}
 			got := strings.Fields(out)
-			for i, kind := range []string{"user", "pid", "net", "ipc", "uts", "cgroup"} {
+			for i, kind := range []string{"user", "pid", "net", "ipc", "uts", "cgroup", "time"} {
 				want, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + kind)
 				if err != nil {
 					t.Fatal(err)
@@ -137,10 +138,47 @@ func TestEnterJoinsEveryNamespace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got[6] == own || got[6] == its {
-				t.Errorf("the command is in mount namespace %s, not one of its own", got[6])
+			if got[7] == own || got[7] == its {
+				t.Errorf("the command is in mount namespace %s, not one of its own", got[7])
 			}
 		})
+	}
+}
+
+// The clocks of a time namespace are the machine's in the command, too.
+func TestEnterTakesTheMachinesClocks(t *testing.T) {
+	pid := container(t, "-m", "-p", "-f", "-T", "--boottime", "1000000000")
+	out, status, err := enter(t, entry(t, pid, "cat", "/proc/uptime"))
+	if err != nil || status != 0 || len(strings.Split(out, ".")[0]) != 10 {
+		t.Errorf("status %v, %v: the machine is up for %s", status, err, out)
+	}
+}
+
+// A namespace that the machine shares with the host is not joined: there is nothing to join, and it could be refused.
+func TestEnterJoinsOnlyWhatDiffers(t *testing.T) {
+	differ, err := Differing(container(t, "-m", "-p", "-f", "-u"))
+	if want := Namespaces(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS); err != nil || differ != want {
+		t.Errorf("got %x, %v, want %x", differ, err, want)
+	}
+	if differ, err := Differing(os.Getpid()); err != nil || differ != 0 {
+		t.Errorf("this process differs from itself in %x, %v", differ, err)
+	}
+}
+
+// The label is really written, to the file of the module, on a procfs: without the module the kernel refuses it.
+func TestEnterTakesOnTheLabel(t *testing.T) {
+	for _, flags := range [][]string{{"-m", "-p", "-f"}, {"-U", "-r", "-m", "-p", "-f"}} {
+		pid := container(t, flags...)
+		for i, want := range []string{"opening the security label: no such file or directory", `taking on the security label "web": invalid argument`} {
+			e := entry(t, pid, "true")
+			e.Label = Label{Name: "web", attribute: modules[i].exec, command: modules[i].command}
+			if _, _, err := enter(t, e); err == nil || err.Error() != want {
+				t.Errorf("%s: got %v, want %s", modules[i].name, err, want)
+			}
+		}
+	}
+	if label, err := MachineLabel(os.Getpid()); err != nil || label != (Label{}) {
+		t.Errorf("a label without a module: %+v, %v", label, err)
 	}
 }
 
