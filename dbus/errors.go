@@ -23,6 +23,7 @@ var errorNames = map[fail.Code]string{
 	fail.AmbiguousMachine: ownError + "AmbiguousMachine",
 	fail.NotRunning:       ownError + "NotRunning",
 	fail.NotAContainer:    ownError + "NotAContainer",
+	fail.Unresponsive:     ownError + "Unresponsive",
 	fail.NoSuchSession:    ownError + "NoSuchSession",
 	fail.NoSuchUser:       ownError + "NoSuchUser",
 	fail.CommandNotFound:  ownError + "CommandNotFound",

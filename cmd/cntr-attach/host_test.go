@@ -56,6 +56,7 @@ func runCommand(t *testing.T, stdin io.Reader, args ...string) outcome {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	cmd.WaitDelay = time.Second // for who keeps the output open
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -116,30 +117,36 @@ func start(t *testing.T, args ...string) *running {
 func startCommand(t *testing.T, args ...string) *running {
 	t.Helper()
 	r := &running{t: t, cmd: exec.Command(args[0], args[1:]...), done: make(chan struct{})}
+	r.launch()
+	return r
+}
+
+// launch starts the command, with pipes.
+func (r *running) launch() {
+	r.t.Helper()
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	out, in, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	r.stdout = out
 	r.cmd.Stdout, r.cmd.Stderr = in, &r.stderr
 	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	_ = in.Close()
 	go func() {
 		_ = r.cmd.Wait()
 		close(r.done)
 	}()
-	t.Cleanup(func() {
+	r.t.Cleanup(func() {
 		_ = r.cmd.Process.Kill()
 		<-r.done
 		_ = r.stdout.Close()
 	})
-	return r
 }
 
 // line reads a line of output.

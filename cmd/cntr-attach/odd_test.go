@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,18 @@ import (
 // oddMachine runs the slim machine's program in a directory that prepare has changed, with namespaces of its own
 // but nothing mounted, and returns its typed name.
 func oddMachine(t *testing.T, prepare func(root string)) string {
+	t.Helper()
+	return startOddMachine(t, prepare, ":")
+}
+
+// mountedMachine is an odd machine in which a script has mounted something: its $1 is the root directory, with an
+// empty proc in it, seen from outside but in the machine's namespaces.
+func mountedMachine(t *testing.T, script string) string {
+	t.Helper()
+	return startOddMachine(t, func(root string) { must(t, "mkdir", filepath.Join(root, "proc")) }, script)
+}
+
+func startOddMachine(t *testing.T, prepare func(root string), script string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
 	// Only the program and its libraries, without the mount points that systemd-nspawn made.
@@ -26,7 +39,8 @@ func oddMachine(t *testing.T, prepare func(root string)) string {
 	}
 	prepare(root)
 	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--kill-child",
-		"chroot", root, "/usr/bin/slim")
+		"sh", "-ec", script+`; exec chroot "$1" /usr/bin/slim`, "sh", root)
+	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +50,10 @@ func oddMachine(t *testing.T, prepare func(root string)) string {
 	})
 	// The child of unshare(1) is there, and has become the program, when its executable is.
 	path := "/proc/" + strconv.Itoa(cmd.Process.Pid) + "/task/" + strconv.Itoa(cmd.Process.Pid) + "/children"
-	for {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if time.Now().After(deadline) {
+			t.Fatal("the machine does not come up")
+		}
 		if children, err := os.ReadFile(path); err != nil {
 			t.Fatal(err)
 		} else if f := strings.Fields(string(children)); len(f) == 1 {

@@ -25,6 +25,7 @@ const (
 	AmbiguousMachine Code = "AmbiguousMachine" // more than one resolver knows the machine
 	NotRunning       Code = "NotRunning"       // the machine exists but does not run, or is gone meanwhile
 	NotAContainer    Code = "NotAContainer"    // the machine is a virtual machine, or the host itself
+	Unresponsive     Code = "Unresponsive"     // the machine, or a file system that it serves, does not answer
 	NoSuchSession    Code = "NoSuchSession"    // no session has this id
 	NoSuchUser       Code = "NoSuchUser"       // the machine has no such user
 	CommandNotFound  Code = "CommandNotFound"  // the command does not exist in the tools tree

@@ -179,7 +179,7 @@ func (e *Entry) plan(report, exit, children *os.File) *plan {
 	}
 	e.planJoin(&p.join, report, exit, children)
 	e.planEnter(&p.enter, children)
-	e.planBecome(&p.become)
+	e.planBecome(&p.become, report)
 	e.planShed(&p.shed, report, exit, children)
 
 	last := &p.become
@@ -314,7 +314,7 @@ func newInstance(p *program, fstype string) result {
 	return p.do("mounting "+fstype, unix.SYS_FSMOUNT, ctx, unix.FSMOUNT_CLOEXEC, attributes)
 }
 
-func (e *Entry) planBecome(p *program) {
+func (e *Entry) planBecome(p *program, report *os.File) {
 	// While still root on the host: there both are always allowed.
 	planLabel(p, e.Label)
 	p.do("dropping groups", unix.SYS_SETGROUPS, 0, 0)
@@ -347,7 +347,9 @@ func (e *Entry) planBecome(p *program) {
 		}
 		p.do("setting up the streams", unix.SYS_DUP3, from.Fd(), fd, 0)
 	}
-	p.do("closing descriptors", unix.SYS_CLOSE_RANGE, 3, int(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	// All but the pipe that tells whether the command was executed, and ends with that. Now, for the working directory
+	// may be given as /proc/self/fd/N (CVE-2024-21626).
+	closeBut(p, []*os.File{report}, 3)
 	p.do("setting the umask", unix.SYS_UMASK, 0o022)
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {

@@ -34,7 +34,8 @@ func (p *process) examine(uids, gids []ns.Range) (*findings, error) {
 	case a := <-answered:
 		return a.findings, a.err
 	case <-time.After(examineLimit):
-		return nil, fail.New(fail.Internal, "one of its processes serves a file system, on /etc or /tmp say, and does not answer",
+		p.stuck = true
+		return nil, fail.New(fail.Unresponsive, "one of its processes serves a file system, on /etc or /tmp say, and does not answer",
 			"machine %q cannot be looked into: reading a file of it took more than %v", p.request.Info.Machine, examineLimit)
 	}
 }

@@ -95,7 +95,9 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 				// A scope whose process ended before it got there never runs empty. One whose process hangs in
 				// the kernel, in a file system of the machine, is left to systemd.
 				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-				err = errors.Join(err, l.systemd.StopUnit(stop, s.Scope))
+				if errStop := l.systemd.StopUnit(stop, s.Scope); !errors.Is(errStop, context.DeadlineExceeded) {
+					err = errors.Join(err, errStop)
+				}
 				cancel()
 			}
 			closeAll(s.Process.File, s.Terminal)

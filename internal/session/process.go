@@ -35,6 +35,7 @@ type process struct {
 	shield   *shield.Shield // nil if there is none
 	covered  shield.Session
 	stdio    [3]*os.File
+	stuck    bool // a thread may hang in the kernel for as long as the machine likes
 	members  *members
 	tree     *tree
 	fs       *fuse.FileSystem
@@ -73,6 +74,9 @@ func Main() int {
 			_ = p.end(reaper) // the reason is what matters now
 		}
 		p.close()
+		if p.stuck {
+			p.letGo()
+		}
 		return 1
 	}
 	s := p.wait(reaper, terminate)
@@ -387,12 +391,19 @@ func (p *process) judge(s *Status, e ending, stopped <-chan struct{}, terminate 
 // end kills what is left of the session, and waits for the reaper.
 func (p *process) end(reaper *ns.Process) error {
 	err := p.members.killOthers(endLimit)
-	if err != nil {
-		// The reaper waits for ever for what cannot be killed.
-		err = errors.Join(err, reaper.Kill())
+	reaped := make(chan error, 1)
+	go func() { reaped <- reaper.Reap() }()
+	select {
+	case errReap := <-reaped:
+		return errors.Join(err, errReap)
+	case <-time.After(reapLimit):
 	}
-	return errors.Join(err, reaper.Reap())
+	// It waits for what cannot be killed, or somebody in the machine has stopped it.
+	return errors.Join(err, reaper.Kill(), <-reaped)
 }
+
+// reapLimit bounds how long the reaper may take to end when nothing is left below it.
+const reapLimit = time.Second
 
 // endLimit bounds the end of a session whose processes hang in the kernel.
 const endLimit = 5 * time.Second
@@ -403,6 +414,17 @@ func (p *process) close() {
 	}
 	if p.fs != nil {
 		_ = p.fs.Close() // the process ends right after
+	}
+}
+
+// letGo closes what others wait for the end of. A process of which a thread hangs in the kernel keeps its descriptors
+// when it ends.
+func (p *process) letGo() {
+	closeAll(append(p.stdio[:], p.status)...)
+	if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+		for fd := range 3 {
+			_ = unix.Dup3(int(null.Fd()), fd, 0) // cannot fail: both are there
+		}
 	}
 }
 

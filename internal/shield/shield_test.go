@@ -5,24 +5,21 @@ package shield
 import (
 	"bufio"
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/hostile"
 )
 
 // The test's program is also the command of a session, and the two who attack it.
@@ -68,7 +65,7 @@ func machine() {
 	answer := bufio.NewReader(answers)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if lines.Text() == "machine" {
-			fmt.Println(succeeded(command.Process.Pid))
+			fmt.Println(strings.Join(hostile.Succeeded(command.Process.Pid), " "))
 			continue
 		}
 		fmt.Fprintln(orders, command.Process.Pid)
@@ -82,87 +79,15 @@ func attacker() {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		var pid int
 		_, _ = fmt.Sscan(lines.Text(), &pid)
-		fmt.Println(succeeded(pid))
+		fmt.Println(strings.Join(hostile.Succeeded(pid), " "))
 	}
-}
-
-// attempts are the ways to get hold of a process.
-var attempts = []struct {
-	name string
-	try  func(pid int) error
-}{
-	{"ptrace", func(pid int) error {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := unix.PtraceSeize(pid); err != nil {
-			return err
-		}
-		_ = unix.PtraceInterrupt(pid)
-		var status unix.WaitStatus
-		_, _ = unix.Wait4(pid, &status, unix.WALL, nil)
-		return unix.PtraceDetach(pid)
-	}},
-	{"process_vm_readv", func(pid int) error {
-		var b [1]byte
-		at := uintptr(unsafe.Pointer(&b)) // whatever is there: EFAULT is no refusal
-		_, err := unix.ProcessVMReadv(pid, []unix.Iovec{{Base: &b[0], Len: 1}}, []unix.RemoteIovec{{Base: at, Len: 1}}, 0)
-		return err
-	}},
-	{"mem", func(pid int) error { return open(pid, "mem", unix.O_RDWR) }},
-	{"environ", func(pid int) error { return open(pid, "environ", unix.O_RDONLY) }},
-	{"root", func(pid int) error { return open(pid, "root/etc", unix.O_RDONLY) }},
-	{"cwd", func(pid int) error { return open(pid, "cwd", unix.O_RDONLY) }},
-	{"exe", func(pid int) error { return open(pid, "exe", unix.O_RDONLY) }},
-	{"fd", func(pid int) error { return open(pid, "fd/1", unix.O_WRONLY) }},
-	{"map_files", func(pid int) error {
-		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/map_files", pid))
-		if err == nil && len(list) == 0 {
-			err = unix.ENOENT
-		}
-		return err
-	}},
-	{"namespace", func(pid int) error { return open(pid, "ns/mnt", unix.O_RDONLY) }},
-	{"pidfd_getfd", func(pid int) error {
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		got, err := unix.PidfdGetfd(fd, 1, 0)
-		if err == nil {
-			_ = unix.Close(got)
-		}
-		return err
-	}},
-}
-
-func open(pid int, name string, mode int) error {
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), mode|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err == nil {
-		_ = unix.Close(fd)
-	}
-	return err
-}
-
-// succeeded names the attempts that were not refused.
-func succeeded(pid int) string {
-	var names []string
-	for _, a := range attempts {
-		if err := a.try(pid); !errors.Is(err, fs.ErrPermission) {
-			names = append(names, a.name)
-		}
-	}
-	return strings.Join(names, " ") + "."
 }
 
 // A process of the machine, root with all capabilities, can do nothing to a command; a debugger in the session all.
 // Where the kernel does not let the shield be loaded, the same attempts show what that means.
 func TestMachineCannotTakeOverACommand(t *testing.T) {
-	var names []string
-	for _, a := range attempts {
-		names = append(names, a.name)
-	}
-	all, none := strings.Join(names, " ")+".", "."
+	// The programs run, and so cannot be written to in any case.
+	all, none := "ptrace process_vm_readv mem environ root cwd exe fd map_files namespace setns pidfd_getfd", ""
 	s, err := Load()
 	if err != nil {
 		if !fail.Is(err, fail.NotSupported) {
@@ -269,7 +194,7 @@ func TestMachineCannotTakeOverACommand(t *testing.T) {
 	if _, err := fmt.Sscan(command, &pid); err != nil {
 		t.Fatal(err)
 	}
-	if got := succeeded(pid); got != all {
+	if got := strings.Join(hostile.Succeeded(pid), " "); got != all {
 		t.Errorf("the host's root succeeded with %q, want %q", got, all)
 	}
 	// As if the machine had the host's pid namespace: then its control group is what tells.
