@@ -78,9 +78,9 @@ func TestMachineWithoutAnyDirectory(t *testing.T) {
 		}
 	}
 	// By itself, gdb looks into the process's mount namespace, and does not know that the machine was chrooted.
-	gdb := succeeds(t, machine, "--", "gdb", "-batch", "-iex", "set sysroot /var/lib/cntr", "-ex", "bt",
-		"/var/lib/cntr/usr/bin/slim", "1")
-	if !strings.Contains(gdb, "in wait_for_work (") {
+	gdb := succeeds(t, machine, "--", "gdb", "-batch", "-p", "1", "-ex", "bt", "-ex", "detach", "-ex", "file /bin/true", "-ex", "start",
+		"-ex", "info sharedlibrary")
+	if !strings.Contains(gdb, "in wait_for_work (") || !strings.Contains(gdb, "in main () at ") {
 		t.Errorf("gdb: %s", gdb)
 	}
 }

@@ -123,9 +123,26 @@ func (r *Root) Close() error { return r.dir.Close() }
 // Open returns an O_PATH descriptor of what path names in the machine, owned by the caller. Symbolic
 // links are followed as the machine would follow them and cannot lead out of its root; links of procfs
 // are not followed (openat2(2), Linux 5.6).
-func (r *Root) Open(path string) (*os.File, error) {
+func (r *Root) Open(path string) (*os.File, error) { return r.open(path, 0) }
+
+// Readlink returns the target of a symbolic link of the machine.
+func (r *Root) Readlink(path string) (string, error) {
+	link, err := r.open(path, unix.O_NOFOLLOW)
+	if err != nil {
+		return "", err
+	}
+	defer link.Close()
+	var b [unix.PathMax]byte
+	n, err := unix.Readlinkat(int(link.Fd()), "", b[:])
+	if err != nil {
+		return "", &os.PathError{Op: "readlink in the machine", Path: path, Err: err}
+	}
+	return string(b[:n]), nil
+}
+
+func (r *Root) open(path string, flags uint64) (*os.File, error) {
 	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | flags,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for {

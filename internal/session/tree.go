@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,7 @@ func newTree(root *ns.Root, leader int, machine string, owner, ttyGID uint32) (_
 			return nil, err
 		}
 	}
+	t.timeZone(root)
 	for _, dir := range gdbInit {
 		t.extra[dir+"/cntr-attach.py"] = regular(sysrootScript)
 	}
@@ -94,7 +96,25 @@ var machineFiles = map[string]fuse.Entry{
 	"etc/hosts":       regular("127.0.0.1\tlocalhost\n::1\tlocalhost\n"),
 	"etc/hostname":    regular(""),
 	"etc/resolv.conf": regular(""),
-	"etc/localtime":   {Mode: unix.S_IFLNK | 0o777, Target: "/usr/share/zoneinfo/UTC"},
+	"etc/localtime":   {Mode: unix.S_IFLNK | 0o777, Target: zoneinfo + "UTC"},
+}
+
+// zoneinfo is where the host has its time zones.
+const zoneinfo = "/usr/share/zoneinfo/"
+
+// timeZone finds the time zone of a machine that names one but does not have it: a slim one has no zones. The host's is
+// the same.
+func (t *tree) timeZone(root *ns.Root) {
+	if t.extra["etc/localtime"].Mode&unix.S_IFMT != unix.S_IFLNK {
+		return
+	}
+	target, err := root.Readlink("/etc/localtime")
+	if err != nil {
+		return
+	}
+	if _, zone, ok := strings.Cut(target, zoneinfo); ok && zone != "" && path.Clean("/"+zone) == "/"+zone {
+		t.extra["etc/localtime"] = fuse.Entry{Mode: unix.S_IFLNK | 0o777, Target: zoneinfo + zone}
+	}
 }
 
 // databases are the files of users and groups, and what stands for them in a machine that has none.
