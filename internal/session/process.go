@@ -409,11 +409,12 @@ const reapLimit = time.Second
 const endLimit = 5 * time.Second
 
 func (p *process) close() {
-	if p.shield != nil {
-		_ = p.shield.Uncover(p.covered) // a control group's number is not used again: all it costs is memory
-	}
 	if p.fs != nil {
 		_ = p.fs.Close() // the process ends right after
+	}
+	// Last, for what could not be killed. A control group's number is not used again: all that an entry costs is memory.
+	if p.shield != nil {
+		_ = p.shield.Uncover(p.covered)
 	}
 }
 

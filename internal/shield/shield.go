@@ -65,6 +65,9 @@ func load() (_ *Shield, err error) {
 		// The kernel lets only programs under the GPL read its memory; ours may be used under it as well.
 		License: "Dual MIT/GPL", Instructions: instructions(offsets, table.FD()),
 	})
+	if errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("loading the BPF program: %w", unix.EPERM) // without a guess at limits that are long gone
+	}
 	if err != nil {
 		return nil, err
 	}
