@@ -38,9 +38,15 @@ const most = 1 << 16
 // unpreallocated is BPF_F_NO_PREALLOC.
 const unpreallocated = 1
 
-// Load attaches the program. It takes some milliseconds; one is enough for any number of sessions. A
-// kernel that cannot is fail.NotSupported.
+// programName is how the program is found by who comes later. Its number changes with what it does.
+const programName = "cntr_shield_1"
+
+// Load returns the shield that is up, or attaches the program: one is enough for any number of sessions, and the kernel
+// takes some 38 on one function (BPF_MAX_TRAMP_LINKS). A kernel that cannot is fail.NotSupported.
 func Load() (*Shield, error) {
+	if s := present(); s != nil {
+		return s, nil
+	}
 	s, err := load()
 	if err != nil {
 		return nil, fail.New(fail.NotSupported, "", "sessions cannot be shielded from ptrace on this kernel: %w", err)
@@ -48,7 +54,50 @@ func Load() (*Shield, error) {
 	return s, nil
 }
 
-func load() (_ *Shield, err error) {
+// present looks for the shield of another process. Only who may load such programs can have made one.
+func present() *Shield {
+	var links link.Iterator
+	defer links.Close()
+	for links.Next() {
+		if s := of(links.Link); s != nil {
+			return s
+		}
+	}
+	return nil
+}
+
+// of returns the shield that a link belongs to, or nil if it is something else.
+func of(attached link.Link) *Shield {
+	info, err := attached.Info()
+	if err != nil || info.Type != link.TracingType {
+		return nil
+	}
+	program, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return nil
+	}
+	defer program.Close()
+	about, err := program.Info()
+	if err != nil || about.Name != programName {
+		return nil
+	}
+	tables, _ := about.MapIDs()
+	if len(tables) != 1 {
+		return nil
+	}
+	table, err := ebpf.NewMapFromID(tables[0])
+	if err != nil {
+		return nil
+	}
+	defer table.Close()
+	s, err := newShield(table, attached)
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+func load() (*Shield, error) {
 	offsets, err := findOffsets()
 	if err != nil {
 		return nil, err
@@ -61,7 +110,7 @@ func load() (_ *Shield, err error) {
 	}
 	defer table.Close()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "cntr_shield", Type: ebpf.Tracing, AttachType: ebpf.AttachModifyReturn, AttachTo: hook,
+		Name: programName, Type: ebpf.Tracing, AttachType: ebpf.AttachModifyReturn, AttachTo: hook,
 		// The kernel lets only programs under the GPL read its memory; ours may be used under it as well.
 		License: "Dual MIT/GPL", Instructions: instructions(offsets, table.FD()),
 	})
@@ -77,17 +126,21 @@ func load() (_ *Shield, err error) {
 		return nil, err
 	}
 	defer attached.Close()
-	s := &Shield{}
-	defer func() {
-		if err != nil {
-			_ = s.Close()
-		}
-	}()
-	if s.Sessions, err = duplicate(table.FD(), "sessions"); err != nil {
+	return newShield(table, attached)
+}
+
+// newShield makes a shield of copies of the descriptors.
+func newShield(table *ebpf.Map, attached link.Link) (*Shield, error) {
+	sessions, err := duplicate(table.FD(), "sessions")
+	if err != nil {
 		return nil, err
 	}
-	s.Link, err = duplicate(attached.(interface{ FD() int }).FD(), "shield")
-	return s, err
+	lasting, err := duplicate(attached.(interface{ FD() int }).FD(), "shield")
+	if err != nil {
+		_ = sessions.Close()
+		return nil, err
+	}
+	return &Shield{Sessions: sessions, Link: lasting}, nil
 }
 
 func duplicate(fd int, name string) (*os.File, error) {
