@@ -63,6 +63,37 @@ func TestMachineGrabsProcesses(t *testing.T) {
 	}
 }
 
+// The root of a machine is what it was before while a session is there, above all where it is the host's root: it has the
+// same capabilities, devices and mounts, and reaches the same of the host.
+func TestMachineGainsNothing(t *testing.T) {
+	makeSecret(t)
+	const probe = `grep -E 'Cap|Seccomp|NoNew' /proc/self/status; ls -lR /dev /sys/class/net | grep -v '^total' | grep -v pts; wc -l </proc/self/mountinfo
+		for what in root cwd; do for p in /proc/[0-9]*; do cat $p/$what/root/cntr-secret $p/$what/cntr-secret; done; done 2>/dev/null | wc -c
+		for f in /proc/kcore /proc/kmsg /proc/sys/kernel/core_pattern /sys/kernel/uevent_helper /proc/sysrq-trigger /dev/fuse /dev/mem; do
+			test -r $f; r=$?; test -w $f; echo $f $r $?
+		done
+		rm -f /tmp/disk; mknod /tmp/disk b 254 0 2>/dev/null; echo mknod $?; head -c1 /tmp/disk >/dev/null 2>&1; echo disk $?; rm -f /tmp/disk
+		ls -d /proc/[0-9]*/ns/mnt >/dev/null; for p in /proc/[0-9]*; do nsenter --mount=$p/ns/mnt cat /root/cntr-secret; done 2>/dev/null | wc -c`
+	for _, machine := range machines[:2] {
+		look := func() string {
+			return must(t, "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--machine="+machine, "sh", "-c", probe)
+		}
+		before := look()
+		r, _ := sleeper(t, "--writable", machine)
+		if during := look(); during != before {
+			t.Errorf("%s: before\n%s\nduring a session\n%s", machine, before, during)
+		}
+		_ = r.cmd.Process.Kill()
+		nothingIsLeft(t)
+		if after := look(); after != before {
+			t.Errorf("%s: before\n%s\nafter a session\n%s", machine, before, after)
+		}
+		if !strings.Contains(before, "CapEff") || !strings.Contains(before, "mknod ") {
+			t.Errorf("%s: the machine could not look: %s", machine, before)
+		}
+	}
+}
+
 // A machine's root can send signals to what runs in it, as its init must be able to. That ends or stops sessions, within
 // bounds, and nothing else.
 func TestMachineSendsSignals(t *testing.T) {

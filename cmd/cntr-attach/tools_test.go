@@ -60,6 +60,14 @@ func TestHostToolsDebugASlimMachine(t *testing.T) {
 			t.Errorf("got %+v", o)
 		}
 	})
+	t.Run("perf", func(t *testing.T) {
+		for _, machine := range machines {
+			o := attachTo(t, machine, "perf", "stat", "-x,", "-e", "page-faults:u", "true")
+			if o.code != 0 || !regexp.MustCompile(`(?m)^[1-9]\d*,,page-faults(:u)?,`).MatchString(o.stderr) {
+				t.Errorf("%s: %+v", machine, o)
+			}
+		}
+	})
 	t.Run("lsof", func(t *testing.T) {
 		if out := succeeds(t, slim, "lsof", "-p", "1"); !strings.Contains(out, " txt    REG ") || !strings.Contains(out, "/usr/bin/slim") {
 			t.Errorf("got %s", out)
