@@ -7,7 +7,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -127,11 +126,7 @@ func (e *execution) checkStat(stat string) {
 
 // checkStatus looks at all in /proc/PID/status that a process inherits.
 func (e *execution) checkStatus(leader int, status string) {
-	its := string(readFile(e.t, fmt.Sprintf("/proc/%d/status", leader)))
-	bounding, err := strconv.ParseUint(field(e.t, its, "CapBnd"), 16, 64)
-	if err != nil {
-		e.t.Fatal(err)
-	}
+	bounding := capabilities(e.t, string(readFile(e.t, fmt.Sprintf("/proc/%d/status", leader))))
 	if !e.strict {
 		bounding |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
 	}

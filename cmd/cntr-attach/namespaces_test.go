@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -162,4 +163,14 @@ func field(t *testing.T, status, name string) string {
 	}
 	value, _, _ := strings.Cut(rest, "\n")
 	return value
+}
+
+// capabilities returns the bounding set in a /proc/PID/status.
+func capabilities(t *testing.T, status string) uint64 {
+	t.Helper()
+	set, err := strconv.ParseUint(field(t, status, "CapBnd"), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }

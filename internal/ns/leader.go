@@ -3,7 +3,6 @@ package ns
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -76,24 +75,4 @@ func ShowsProcesses(proc *os.File, pid int) (bool, error) {
 	var b [64]byte
 	n, err := unix.Readlinkat(int(proc.Fd()), own+"/ns/pid", b[:])
 	return err == nil && string(b[:n]) == want, nil
-}
-
-// IsChrooted reports whether process pid's root directory is no mount: it was changed by chroot(2), and not with the
-// mount namespace's. Its mountinfo then does not list what is mounted at "/" (proc_pid_mountinfo(5)).
-func IsChrooted(pid int) (bool, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if fields := bytes.Fields(lines.Bytes()); len(fields) > 4 && string(fields[4]) == "/" {
-			return false, nil
-		}
-	}
-	if err := lines.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) {
-		return false, err
-	}
-	return true, nil
 }

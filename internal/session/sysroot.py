@@ -16,7 +16,8 @@ def look_in_its_own_root(event):
     pid = event.inferior_thread.ptid[0]
     try:
         if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
-            gdb.execute(f"set sysroot {sysroot}", False, True)
+            if gdb.parameter("sysroot") != sysroot:
+                gdb.execute(f"set sysroot {sysroot}", False, True)
             return
         gdb.execute(f"set sysroot /proc/{pid}/root", False, True)
         top, program = os.readlink(f"/proc/{pid}/root"), os.readlink(f"/proc/{pid}/exe")
