@@ -7,7 +7,7 @@
 // do that, and each knows only the next:
 //
 //	transport   reads requests from /dev/fuse and writes the answers (transport.go)
-//	operations  what each request means: lookup.go, file.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
+//	operations  what each request means: lookup.go, file.go, open.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
 //	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go)
 //
 // # What an inode is
@@ -19,7 +19,8 @@
 // were open, and can be led out of the tree by whoever swaps a directory for a symbolic link at the right moment.
 //
 // To work on an inode we need a descriptor. A bounded number of them is kept (desc.go); the rest are opened again by
-// their handle with open_by_handle_at(2), which finds the very same inode or fails with ESTALE. Names are only ever
+// their handle with open_by_handle_at(2), which finds the very same inode or fails with ESTALE. An inode that is known is
+// recognised by statx(2) alone, where its number and the time of its birth leave no doubt (birthOf). Names are only ever
 // used one component at a time, relative to the descriptor of their directory, with O_PATH and O_NOFOLLOW: that opens
 // nothing and follows nothing. A descriptor for input and output is then made from the O_PATH one through
 // /proc/self/fd, after its type was checked, so no FIFO, socket or device of the tree is ever opened by the server.
