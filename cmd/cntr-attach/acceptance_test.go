@@ -230,7 +230,7 @@ func (s *subject) root(t *testing.T) {
 
 func (s *subject) gdb(t *testing.T) {
 	o := attachTo(t, append(s.user, s.ref, "--", "gdb", "-p", s.inside, "-batch", "-ex", "bt")...)
-	wants := []string{"in epoll_wait ", "in __libc_start_main "}
+	wants := []string{"in epoll_wait ", "in __libc_start_main"} // or what it is called by its debugging information
 	if s.slim {
 		wants = []string{`in wait_for_work \(server=0x.*\) at .*slim\.c:\d+`, `in serve \(.*\) at .*slim\.c:\d+`, `in main \(\) at .*slim\.c:\d+`}
 	}

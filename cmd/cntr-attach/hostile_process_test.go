@@ -67,7 +67,8 @@ func TestMachineGrabsProcesses(t *testing.T) {
 // same capabilities, devices and mounts, and reaches the same of the host.
 func TestMachineGainsNothing(t *testing.T) {
 	makeSecret(t)
-	const probe = `grep -E 'Cap|Seccomp|NoNew' /proc/self/status; ls -lR /dev /sys/class/net | grep -v '^total' | grep -v pts; wc -l </proc/self/mountinfo
+	const probe = `grep -E 'Cap|Seccomp|NoNew' /proc/self/status; ls /sys/class/net; wc -l </proc/self/mountinfo
+		find /dev -path /dev/pts -prune -o -exec stat -c '%n %F %t:%T %a %u:%g' {} + | sort
 		for what in root cwd; do for p in /proc/[0-9]*; do cat $p/$what/root/cntr-secret $p/$what/cntr-secret; done; done 2>/dev/null | wc -c
 		for f in /proc/kcore /proc/kmsg /proc/sys/kernel/core_pattern /sys/kernel/uevent_helper /proc/sysrq-trigger /dev/fuse /dev/mem; do
 			test -r $f; r=$?; test -w $f; echo $f $r $?

@@ -30,7 +30,6 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
   -v, --verbose            Tell who could not say whether it knows MACHINE
   -q, --quiet              No messages but errors
   -h, --help; --version    Show this; show the version
-
 In a terminal, press ^] three times within a second to leave.
 Exit status: COMMAND's own; 128+N if signal N killed it; 125 if cntr-attach
 failed; 126 if COMMAND cannot be run; 127 if it is not found.
