@@ -150,6 +150,14 @@ func (s *sessions) Terminate(_ context.Context, one *session.Session) error {
 	return nil
 }
 
+func (s *sessions) Kill(one *session.Session, signal unix.Signal) error {
+	return unix.PidfdSendSignal(int(one.Process.File.Fd()), signal, nil, 0)
+}
+
+func (s *sessions) Standing(*machine.Machine) (session.Standing, error) {
+	return session.Standing{}, nil
+}
+
 // service is a server that runs in this process.
 type service struct {
 	*sessions

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/agent"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
@@ -102,6 +103,14 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 		return nil, err
 	}
 	defer client.Close()
+	var asks *agent.Agent
+	if !o.noPassword {
+		if asks, err = agent.Start(ctx); err != nil {
+			return nil, err
+		}
+		defer asks.Stop()
+	}
+	client.Interactive = asks != nil
 	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
 		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
 		Writable: want.Writable, Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,

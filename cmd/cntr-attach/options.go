@@ -25,6 +25,7 @@ both do), unit:NAME for a service, or pid:N for what process N is in.
   -t, --pty                Give COMMAND a terminal even if this is none
   -P, --pipe               Give COMMAND pipes even if this is a terminal
       --direct             Without the service, the bus and systemd (root only)
+      --no-ask-password    Fail rather than ask for a password
   -q, --quiet              No messages but errors
   -h, --help               Show this
       --version            Show the version
@@ -35,18 +36,19 @@ failed; 126 if COMMAND cannot be run; 127 if it is not found.
 `
 
 type options struct {
-	machine  string
-	command  []string // empty: a shell
-	user     string
-	env      []string // NAME=VALUE
-	dir      string   // empty: as the caller
-	writable bool
-	pty      bool
-	pipe     bool
-	direct   bool
-	quiet    bool
-	help     bool
-	version  bool
+	machine    string
+	command    []string // empty: a shell
+	user       string
+	env        []string // NAME=VALUE
+	dir        string   // empty: as the caller
+	writable   bool
+	pty        bool
+	pipe       bool
+	direct     bool
+	quiet      bool
+	noPassword bool
+	help       bool
+	version    bool
 }
 
 func parseOptions(args []string) (*options, error) {
@@ -62,6 +64,7 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVarP(&o.pty, "pty", "t", false, "")
 	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
 	f.BoolVar(&o.direct, "direct", false, "")
+	f.BoolVar(&o.noPassword, "no-ask-password", false, "")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "")
 	f.BoolVarP(&o.help, "help", "h", false, "")
 	f.BoolVar(&o.version, "version", false, "")

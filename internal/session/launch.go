@@ -51,7 +51,8 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		return nil, fail.New(fail.InvalidArgument, "", "no command was given")
 	}
 	info := Info{
-		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID, User: spec.User,
+		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID,
+		Owner: spec.Caller.uid(), User: spec.User,
 		Command: abridged(spec.Command), Writable: spec.Writable, Started: time.Now(),
 	}
 	if info.User == "" {
@@ -78,7 +79,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 
 	lines := json.NewEncoder(control)
 	req := request{
-		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Terminal: spec.Terminal,
+		Info: info, Caller: spec.Caller, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Terminal: spec.Terminal,
 		Rows: spec.Rows, Columns: spec.Columns,
 	}
 	if l.systemd != nil {
@@ -192,6 +193,7 @@ func (i *Info) arguments() []string {
 		"--class=" + i.Class,
 		"--service=" + i.Service,
 		"--leader=" + strconv.Itoa(i.Leader),
+		"--owner=" + strconv.FormatUint(uint64(i.Owner), 10),
 		"--user=" + i.User,
 		"--writable=" + strconv.FormatBool(i.Writable),
 		"--started=" + i.Started.Format(time.RFC3339Nano),
@@ -223,6 +225,8 @@ func parseArguments(args []string) (Info, error) {
 			i.Service = value
 		case "--leader":
 			i.Leader, err = strconv.Atoi(value)
+		case "--owner":
+			i.Owner, err = parseID(value)
 		case "--user":
 			i.User = value
 		case "--writable":

@@ -164,6 +164,7 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 	if !p.leader.Alive() {
 		return nil, p.gone(nil) // what was read may be somebody else's
 	}
+	root.As(outside(uids, 0), outside(gids, 0))
 	if p.account, err = findAccount(root, p.request.Info.User); err != nil {
 		return nil, err
 	}
@@ -198,10 +199,15 @@ func (p *process) serve(uids, gids []ns.Range) error {
 		return err
 	}
 	p.tree.own(host)
+	ids := fuse.IDMap{UID: shown(uids), GID: shown(gids)}
+	if c := p.request.Caller; c != nil {
+		ids = fuse.IDMap{UID: shownTo(uids, c.UID, p.account.uid), GID: shownTo(gids, c.GID, p.account.gid)}
+	}
 	p.fs, err = fuse.New(fuse.Options{
 		Root:     host,
 		Writable: p.request.Info.Writable,
-		IDs:      fuse.IDMap{UID: shown(uids), GID: shown(gids)},
+		IDs:      ids,
+		Caller:   p.request.Caller.credential(),
 		Extra:    p.tree.extra,
 		// Off by itself where the kernel or a file cannot.
 		Passthrough: true,

@@ -28,6 +28,7 @@ const programName = "cntr-session"
 // request is the first line on the control socket.
 type request struct {
 	Info     Info     `json:"info"`
+	Caller   *Caller  `json:"caller,omitempty"`
 	Command  []string `json:"command"` // whole, where Info's may be cut short
 	Env      []string `json:"env"`
 	Dir      string   `json:"dir"`

@@ -23,6 +23,7 @@ import (
 
 // Spec is what a caller asks of a session.
 type Spec struct {
+	Caller   *Caller     // for whom it is; nil is root
 	Command  []string    // argv; never empty
 	Env      []string    // NAME=VALUE, all that the command gets but for what the session itself sets
 	Dir      string      // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
@@ -43,6 +44,7 @@ type Info struct {
 	Class    string    `json:"class"`
 	Service  string    `json:"service,omitempty"`
 	Leader   int       `json:"leader"` // the machine's first process
+	Owner    uint32    `json:"owner"`  // uid on the host of the person who started it
 	User     string    `json:"user"`
 	Command  []string  `json:"command"` // cut short if very long
 	Writable bool      `json:"writable,omitempty"`
