@@ -1,6 +1,8 @@
 package session
 
 import (
+	"slices"
+
 	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -31,26 +33,39 @@ func (c *Caller) uid() uint32 {
 	return c.UID
 }
 
-// shownTo returns the map of ids for a file system that is served for a caller. The caller's own id is shown as
+// shownTo returns the map of ids for a file system that is served for a caller. The caller's own ids are all shown as
 // the command's. All others are shown as to root's sessions, root's files as those of the machine's root: ssh and its
 // like refuse configuration files of others. That gives no right: the file system acts as the caller.
-func shownTo(ranges []ns.Range, own, command uint32) []fuse.IDRange {
-	all := shown(ranges)
-	if len(all) == 0 {
-		all = []fuse.IDRange{{Count: 1<<32 - 1}}
+func shownTo(ranges []ns.Range, own []uint32, command uint32) []fuse.IDRange {
+	rest := shown(ranges)
+	if len(rest) == 0 {
+		rest = []fuse.IDRange{{Count: 1<<32 - 1}}
 	}
-	out := []fuse.IDRange{{Tree: own, Session: outside(ranges, command), Count: 1}}
-	for _, r := range all {
-		if own < r.Tree || own-r.Tree >= r.Count {
+	var out []fuse.IDRange
+	for i, id := range own {
+		if slices.Contains(own[:i], id) {
+			continue
+		}
+		out = append(out, fuse.IDRange{Tree: id, Session: outside(ranges, command), Count: 1})
+		rest = without(rest, id)
+	}
+	return append(out, rest...)
+}
+
+// without takes one id of the tree out of ranges.
+func without(ranges []fuse.IDRange, id uint32) []fuse.IDRange {
+	var out []fuse.IDRange
+	for _, r := range ranges {
+		if id < r.Tree || id-r.Tree >= r.Count {
 			out = append(out, r)
 			continue
 		}
-		before := own - r.Tree
+		before := id - r.Tree
 		if before > 0 {
 			out = append(out, fuse.IDRange{Tree: r.Tree, Session: r.Session, Count: before})
 		}
 		if after := r.Count - before - 1; after > 0 {
-			out = append(out, fuse.IDRange{Tree: own + 1, Session: r.Session + before + 1, Count: after})
+			out = append(out, fuse.IDRange{Tree: id + 1, Session: r.Session + before + 1, Count: after})
 		}
 	}
 	return out

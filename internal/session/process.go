@@ -201,7 +201,10 @@ func (p *process) serve(uids, gids []ns.Range) error {
 	p.tree.own(host)
 	ids := fuse.IDMap{UID: shown(uids), GID: shown(gids)}
 	if c := p.request.Caller; c != nil {
-		ids = fuse.IDMap{UID: shownTo(uids, c.UID, p.account.uid), GID: shownTo(gids, c.GID, p.account.gid)}
+		ids = fuse.IDMap{
+			UID: shownTo(uids, []uint32{c.UID}, p.account.uid),
+			GID: shownTo(gids, append([]uint32{c.GID}, c.Groups...), p.account.gid),
+		}
 	}
 	p.fs, err = fuse.New(fuse.Options{
 		Root:     host,
