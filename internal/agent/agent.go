@@ -38,8 +38,12 @@ func Start(ctx context.Context) (*Agent, error) {
 		return nil, err
 	}
 	defer ready.Close()
-	// Fallback: a graphical session's own agent goes first.
-	cmd := exec.Command(program, "--notify-fd", "3", "--fallback", "--process", strconv.Itoa(os.Getpid()))
+	args := []string{"--notify-fd", "3", "--process", strconv.Itoa(os.Getpid())}
+	if os.Getenv("XDG_SESSION_ID") != "" {
+		// The agent of a graphical session goes first. Outside of sessions, polkit (126) asks no such agent.
+		args = append(args, "--fallback")
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{notify}
 	err = cmd.Start()
