@@ -29,6 +29,7 @@ type AttachOptions struct {
 	Environment      []string // NAME=VALUE
 	WorkingDirectory string   // absolute; "-" in front: "/" if it cannot be entered; "" is "/"
 	Writable         bool     // the tools tree may be written to
+	Properties       []string // of the scope, NAME=VALUE: "CPUQuota=20%"
 	Terminal         bool     // give the command a terminal
 	Rows, Columns    uint16   // the terminal's size; 0 if not known
 
@@ -169,6 +170,7 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	}{
 		{"argument", o.Command},
 		{"environment", o.Environment},
+		{"property", o.Properties},
 		{"user", []string{o.User}},
 		{"working directory", []string{o.WorkingDirectory}},
 	} {
@@ -188,6 +190,7 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	set("environment", len(o.Environment) > 0, o.Environment)
 	set("working-directory", o.WorkingDirectory != "", o.WorkingDirectory)
 	set("writable", o.Writable, true)
+	set("properties", len(o.Properties) > 0, o.Properties)
 	set("terminal", o.Terminal, true)
 	set("rows", o.Rows != 0, o.Rows)
 	set("columns", o.Columns != 0, o.Columns)

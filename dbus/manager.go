@@ -132,10 +132,6 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		_ = started.Close()
 		return nil, err
 	}
-	command := strings.Join(started.Command, " ")
-	s.Log.Info(fmt.Sprintf("Session %s in %s started for uid %d: %s", started.ID, started.Machine, who.uid, clean(command)),
-		"session", started.ID, "machine", started.Machine, "user", started.User, "command", command,
-		"caller", who.uid, "scope", started.Scope)
 	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), results}, nil
 }
 

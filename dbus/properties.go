@@ -4,6 +4,8 @@ import (
 	"context"
 
 	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/cntr-attach/cntr-attach/internal/session"
 )
 
 // org.freedesktop.DBus.Properties. All properties are read-only.
@@ -41,20 +43,30 @@ func (e *entry) state() string {
 }
 
 func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
+	usage := session.Usage{CPUNSec: session.Unknown, MemoryCurrent: session.Unknown, MemoryPeak: session.Unknown}
+	if e.hold() {
+		usage = s.Sessions.Usage(e.Session)
+		e.release()
+	}
 	all := map[string]godbus.Variant{}
 	for name, value := range map[string]any{
-		"Id":        e.ID,
-		"Machine":   clean(e.Machine),
-		"Class":     clean(e.Class),
-		"Service":   clean(e.Service),
-		"Leader":    uint32(e.Leader),
-		"Owner":     e.Owner,
-		"User":      clean(e.User),
-		"Command":   cleanAll(e.Command),
-		"Writable":  e.Writable,
-		"Scope":     e.Scope,
-		"State":     e.state(),
-		"Timestamp": uint64(e.Started.UnixMicro()),
+		"Id":            e.ID,
+		"Machine":       clean(e.Machine),
+		"Class":         clean(e.Class),
+		"Service":       clean(e.Service),
+		"Leader":        uint32(e.Leader),
+		"Owner":         e.Owner,
+		"User":          clean(e.User),
+		"Command":       cleanAll(e.Command),
+		"Writable":      e.Writable,
+		"Terminal":      e.TTY,
+		"Image":         "host",
+		"CPUUsageNSec":  usage.CPUNSec,
+		"MemoryCurrent": usage.MemoryCurrent,
+		"MemoryPeak":    usage.MemoryPeak,
+		"Scope":         e.Scope,
+		"State":         e.state(),
+		"Timestamp":     uint64(e.Started.UnixMicro()),
 	} {
 		all[name] = godbus.MakeVariant(value)
 	}

@@ -36,6 +36,8 @@ type Sessions interface {
 	Terminate(context.Context, *session.Session) error
 	Kill(*session.Session, unix.Signal) error
 	Standing(*machine.Machine) (session.Standing, error)
+	Usage(*session.Session) session.Usage
+	Result(id string) session.Status // of one that has ended, once
 }
 
 // Machines finds and lists machines: [machine.Registry].
@@ -362,7 +364,16 @@ func (s *server) status() string {
 }
 
 func (s *server) sessionNew(e *entry) {
+	// Signals go to everybody on the bus. They tell nothing of what runs where: that is for those who may inspect.
 	s.emit(managerPath, managerInterface, "SessionNew", e.ID, e.path)
+	public := map[string]godbus.Variant{}
+	for name, value := range s.propertiesOf(e) {
+		switch name {
+		case "Id", "Owner", "State", "Timestamp":
+			public[name] = value
+		}
+	}
+	s.emit(managerPath, objectManager, "InterfacesAdded", e.path, map[string]map[string]godbus.Variant{sessionInterface: public})
 	s.Notify("STATUS=" + s.status())
 }
 
@@ -370,9 +381,26 @@ func (s *server) sessionRemoved(e *entry) {
 	s.mu.Lock()
 	s.idle = time.Now()
 	s.mu.Unlock()
-	s.Log.Info(fmt.Sprintf("Session %s in %s ended", e.ID, e.Machine), "session", e.ID, "machine", e.Machine)
-	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path)
+	end := s.Sessions.Result(e.ID)
+	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path, resultDetails(end))
+	s.emit(managerPath, objectManager, "InterfacesRemoved", e.path, []string{sessionInterface})
 	s.Notify("STATUS=" + s.status())
+}
+
+// resultDetails is what SessionRemoved tells of an end.
+func resultDetails(end session.Status) map[string]godbus.Variant {
+	details := map[string]godbus.Variant{
+		"Result":     godbus.MakeVariant(end.Result()),
+		"ExitStatus": godbus.MakeVariant(int32(end.ExitCode())),
+		"WallUSec":   godbus.MakeVariant(uint64(end.Wall.Microseconds())),
+	}
+	if u := end.Usage; u != nil {
+		details["CPUUsageNSec"] = godbus.MakeVariant(u.CPUNSec)
+		details["MemoryPeak"] = godbus.MakeVariant(u.MemoryPeak)
+		details["IOReadBytes"] = godbus.MakeVariant(u.IORead)
+		details["IOWriteBytes"] = godbus.MakeVariant(u.IOWritten)
+	}
+	return details
 }
 
 // emit sends a signal. Those who miss one can ask.

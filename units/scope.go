@@ -25,6 +25,7 @@ type Scope struct {
 	Slice       string   // "cntr.slice"
 	PIDFD       *os.File // the process to put in; stays the caller's
 	PID         int      // the same process, for systemd before v255
+	Properties  []Property
 }
 
 // StartScope makes the scope and waits until its process is in it.
@@ -61,6 +62,9 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 	}
 	if scope.Slice != "" {
 		p = append(p, dbus.PropSlice(scope.Slice))
+	}
+	for _, more := range scope.Properties {
+		p = append(p, more.property)
 	}
 	if pidfds {
 		return append(p, property("PIDFDs", []godbus.UnixFD{godbus.UnixFD(scope.PIDFD.Fd())}))

@@ -147,12 +147,18 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"a user who may attach", alone, func(t *testing.T) { grant(t, "attach") }, all(challenge, ownToo(map[string]string{
 			attachUser: yes,
 		}))},
-		{"a user who may attach writably", alone, func(t *testing.T) { grant(t, "attach", "attach-writable") },
-			all(challenge, ownToo(map[string]string{attachUser: yes, writable: yes}))},
-		{"a user who may attach to anything", alone, func(t *testing.T) { grant(t, "attach-privileged") },
-			all(challenge, ownToo(map[string]string{attachUser: yes, attachRoot: yes}))},
-		{"a user who may manage sessions", alone, func(t *testing.T) { grant(t, "manage-sessions") },
-			all(challenge, ownToo(map[string]string{listMachine: yes, listSession: yes, look: yes, signal: yes}))},
+		{
+			"a user who may attach writably", alone, func(t *testing.T) { grant(t, "attach", "attach-writable") },
+			all(challenge, ownToo(map[string]string{attachUser: yes, writable: yes})),
+		},
+		{
+			"a user who may attach to anything", alone, func(t *testing.T) { grant(t, "attach-privileged") },
+			all(challenge, ownToo(map[string]string{attachUser: yes, attachRoot: yes})),
+		},
+		{
+			"a user who may manage sessions", alone, func(t *testing.T) { grant(t, "manage-sessions") },
+			all(challenge, ownToo(map[string]string{listMachine: yes, listSession: yes, look: yes, signal: yes})),
+		},
 		{"a user where there is no polkit", alone, func(t *testing.T) {
 			must(t, "systemctl", "mask", "--runtime", "--now", "polkit")
 			t.Cleanup(func() { must(t, "systemctl", "unmask", "--runtime", "polkit") })

@@ -117,6 +117,9 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	defer launcher.Close()
+	if err := launcher.KeepResults("/run/cntr-attach"); err != nil {
+		return err
+	}
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
 	services := &engine.Service{}

@@ -3,6 +3,7 @@ package ns
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -160,7 +161,7 @@ func (r *Root) Open(path string) (*os.File, error) {
 			fd, err = unix.Openat2(int(r.dir.Fd()), path, &how)
 			return err
 		})
-		if err == unix.EAGAIN {
+		if errors.Is(err, unix.EAGAIN) {
 			continue // something was renamed meanwhile: the kernel could not tell whether it led out
 		}
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 func TestArgumentsRoundTrip(t *testing.T) {
 	want := Info{
 		ID: "1f2e3d4c", Machine: "nspawn:web", Class: "container", Service: "systemd-nspawn", Leader: 4711, Owner: 1000,
-		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true,
+		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true, TTY: true,
 		Started: time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC),
 	}
 	got, err := parseArguments(want.arguments())
@@ -93,22 +93,32 @@ func TestShownToCaller(t *testing.T) {
 		want    []fuse.IDRange
 	}{
 		"a user namespace, as root": {
-			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}}, []uint32{1000}, 0,
+			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}},
+			[]uint32{1000},
+			0,
 			[]fuse.IDRange{{Tree: 1000, Session: 100000, Count: 1}, {Tree: 0, Session: 100000, Count: 1000}, {Tree: 1001, Session: 101001, Count: 64535}},
 		},
 		"none, as root": {
-			[]ns.Range{{Count: 1<<32 - 1}}, []uint32{1000}, 0,
+			[]ns.Range{{Count: 1<<32 - 1}},
+			[]uint32{1000},
+			0,
 			[]fuse.IDRange{{Tree: 1000, Session: 0, Count: 1}, {Tree: 0, Session: 0, Count: 1000}, {Tree: 1001, Session: 1001, Count: 1<<32 - 1 - 1001}},
 		},
 		"several ids, as nobody": {
-			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}}, []uint32{1000, 0, 1000}, 65534,
+			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}},
+			[]uint32{1000, 0, 1000},
+			65534,
 			[]fuse.IDRange{
-				{Tree: 1000, Session: 165534, Count: 1}, {Tree: 0, Session: 165534, Count: 1},
-				{Tree: 1, Session: 100001, Count: 999}, {Tree: 1001, Session: 101001, Count: 64535},
+				{Tree: 1000, Session: 165534, Count: 1},
+				{Tree: 0, Session: 165534, Count: 1},
+				{Tree: 1, Session: 100001, Count: 999},
+				{Tree: 1001, Session: 101001, Count: 64535},
 			},
 		},
 		"of the caller's own, with one id": {
-			[]ns.Range{{Inside: 0, Outside: 1000, Count: 1}}, []uint32{1000}, 0,
+			[]ns.Range{{Inside: 0, Outside: 1000, Count: 1}},
+			[]uint32{1000},
+			0,
 			[]fuse.IDRange{{Tree: 1000, Session: 1000, Count: 1}, {Tree: 0, Session: 1000, Count: 1}},
 		},
 	} {

@@ -68,7 +68,14 @@ func Main() int {
 		p.close()
 		return 1
 	}
+	p.logStart()
 	s := p.wait(reaper, terminate)
+	usage, wall := p.usage()
+	s.Usage, s.Wall = &usage, wall
+	p.logEnd(s)
+	if err := s.leaveResult(p.request.Results, p.request.Info.ID); err != nil {
+		fmt.Fprintf(os.Stderr, "cntr-session: leaving the session's result: %v\n", err)
+	}
 	if err := s.write(p.status); err != nil && !errors.Is(err, unix.EPIPE) {
 		fmt.Fprintf(os.Stderr, "cntr-session: telling the session's status: %v\n", err)
 	}

@@ -29,7 +29,8 @@ const programName = "cntr-session"
 type request struct {
 	Info     Info     `json:"info"`
 	Caller   *Caller  `json:"caller,omitempty"`
-	Command  []string `json:"command"` // whole, where Info's may be cut short
+	Results  string   `json:"results,omitempty"` // directory for the result, if the service wants it
+	Command  []string `json:"command"`           // whole, where Info's may be cut short
 	Env      []string `json:"env"`
 	Dir      string   `json:"dir"`
 	Terminal bool     `json:"terminal"`
