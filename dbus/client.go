@@ -147,8 +147,12 @@ func (c *Client) TerminateSession(ctx context.Context, id string) error {
 
 // call calls a method of the manager.
 func (c *Client) call(ctx context.Context, member string, args ...any) *godbus.Call {
+	return c.callAt(ctx, managerPath, managerInterface, member, args...)
+}
+
+func (c *Client) callAt(ctx context.Context, path godbus.ObjectPath, iface, member string, args ...any) *godbus.Call {
 	// Built by hand: Object.Call drops the flag (godbus v5.2.4).
-	m := methodCall(Name, managerPath, managerInterface, member, args)
+	m := methodCall(Name, path, iface, member, args)
 	if len(args) > 0 {
 		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(args...))
 	}

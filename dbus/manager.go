@@ -229,7 +229,7 @@ func (s *server) session(ctx context.Context, who caller, id string, what action
 }
 
 func noSuchSession(id string) error {
-	return fail.New(fail.NoSuchSession, "systemctl list-units 'cntr-*.scope' shows the sessions", "no session has the id %q", id)
+	return fail.New(fail.NoSuchSession, "cntrctl sessions shows the ids", "no session has the id %q", id)
 }
 
 func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
