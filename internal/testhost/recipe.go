@@ -29,6 +29,8 @@ var hostRecipe = recipe{
 		// The tools that a person would want to bring into a machine.
 		"acl", "attr", "bash", "bsdutils", "curl", "file", "gdb", "less", "lsof", "procps", "psmisc", "strace",
 		"sudo", "tcpdump", "tmux", "vim-tiny", "xxd",
+		// Clients of the bus that are not ours.
+		"libglib2.0-bin", "python3-dbus",
 	},
 	Options: append(trimmed(),
 		// Somebody who is not root.
