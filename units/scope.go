@@ -104,5 +104,13 @@ func explain(scope Scope, err error) error {
 		return fail.New(fail.NotSupported, "systemd 252 or newer is needed",
 			"this systemd cannot make the scope %s: %w", scope.Name, err)
 	}
+	switch bus.ErrorName(err) {
+	case "org.freedesktop.DBus.Error.InvalidArgs":
+		return fail.New(fail.InvalidArgument, "see systemd.resource-control(5)", "systemd refuses the scope %s: %w", scope.Name, err)
+	case "org.freedesktop.DBus.Error.LimitsExceeded":
+		return fail.New(fail.LimitsExceeded, "see systemctl status", "systemd refuses the scope %s: %w", scope.Name, err)
+	case "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown":
+		return fail.New(fail.NotSupported, "try again", "systemd does not answer to the wish for the scope %s: %w", scope.Name, err)
+	}
 	return fmt.Errorf("starting %s: %w", scope.Name, err)
 }

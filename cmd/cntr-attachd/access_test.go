@@ -60,7 +60,7 @@ func grant(t *testing.T, actions ...string) {
 
 func restartPolkit(t *testing.T) {
 	t.Helper()
-	must(t, "systemctl", "reset-failed", "polkit") // for its limit on starts
+	try(t, "systemctl", "reset-failed", "polkit") // for its limit on starts; fails if it is not loaded
 	must(t, "systemctl", "restart", "polkit")
 }
 

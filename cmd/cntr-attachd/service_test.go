@@ -225,7 +225,7 @@ func TestIntrospectionByBusctl(t *testing.T) {
 		".ListSessions method - a(sssasso) -",
 		".TerminateSession method s - -",
 		".SessionNew signal so - -",
-		".SessionRemoved signal so - -",
+		".SessionRemoved signal soa{sv} - -",
 	} {
 		if !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want+" ") {
 			t.Errorf("%q is missing in\n%s", want, out)
