@@ -81,6 +81,7 @@ install: programs
 	@set -- $(filter $(helpers),$(commands)); [ $$# = 0 ] || \
 		install -D -m 0755 -t '$(DESTDIR)$(libexecdir)' "$${@/#/bin/}"
 	@$(call data,$(wildcard units/*.service units/*.slice units/*.socket),$(unitdir))
+	@$(call data,$(wildcard units/*.catalog),$(prefix)/lib/systemd/catalog)
 	@$(call data,$(wildcard dbus/org.cntr.*.service),$(datadir)/dbus-1/system-services)
 	@$(call data,$(wildcard dbus/org.cntr.*.conf),$(datadir)/dbus-1/system.d)
 	@$(call data,$(wildcard dbus/org.cntr.*.xml),$(datadir)/dbus-1/interfaces)

@@ -16,6 +16,10 @@ import (
 // *[fail.Error], with the server's code, message and hint if it has answered.
 type Client struct {
 	conn *godbus.Conn
+
+	// Interactive lets calls wait for a password that polkit asks somebody for: there must be an agent that does
+	// (pkttyagent(1)). It is to be set before the first call.
+	Interactive bool
 }
 
 // AttachOptions is what a client asks of a session.
@@ -27,6 +31,7 @@ type AttachOptions struct {
 	Writable         bool     // the tools tree may be written to
 	Strict           bool     // no capability but the machine's, and none of its variables
 	NoLabel          bool     // do not take on the machine's AppArmor or SELinux label
+	Properties       []string // of the scope, NAME=VALUE: "CPUQuota=20%"
 	Terminal         bool     // give the command a terminal
 	Rows, Columns    uint16   // the terminal's size; 0 if not known
 
@@ -114,6 +119,14 @@ func pollable(fd int, name string) *os.File {
 	return os.NewFile(uintptr(fd), name)
 }
 
+// KillSession sends a signal to the processes of a session. Errors carry fail.NoSuchSession.
+func (c *Client) KillSession(ctx context.Context, id string, signal int) error {
+	if err := checkText("session id", id); err != nil {
+		return err
+	}
+	return decodeError(c.call(ctx, "KillSession", id, int32(signal)).Err)
+}
+
 // ListMachines returns the machines that can be attached to, sorted by kind and name.
 func (c *Client) ListMachines(ctx context.Context) ([]Machine, error) {
 	var list []Machine
@@ -136,8 +149,22 @@ func (c *Client) TerminateSession(ctx context.Context, id string) error {
 	return decodeError(c.call(ctx, "TerminateSession", id).Err)
 }
 
+// call calls a method of the manager.
 func (c *Client) call(ctx context.Context, member string, args ...any) *godbus.Call {
-	return c.conn.Object(Name, managerPath).CallWithContext(ctx, managerInterface+"."+member, 0, args...)
+	return c.callAt(ctx, managerPath, managerInterface, member, args...)
+}
+
+func (c *Client) callAt(ctx context.Context, path godbus.ObjectPath, iface, member string, args ...any) *godbus.Call {
+	// Built by hand: Object.Call drops the flag (godbus v5.2.4).
+	m := methodCall(Name, path, iface, member, args)
+	if len(args) > 0 {
+		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(args...))
+	}
+	if c.Interactive {
+		m.Flags |= godbus.FlagAllowInteractiveAuthorization
+	}
+	call := c.conn.SendWithContext(ctx, m, make(chan *godbus.Call, 1))
+	return <-call.Done
 }
 
 // encode returns the options as Attach takes them. What is not set is not sent.
@@ -151,6 +178,7 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	}{
 		{"argument", o.Command},
 		{"environment", o.Environment},
+		{"property", o.Properties},
 		{"user", []string{o.User}},
 		{"working directory", []string{o.WorkingDirectory}},
 	} {
@@ -172,6 +200,7 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	set("writable", o.Writable, true)
 	set("strict", o.Strict, true)
 	set("label", o.NoLabel, labelOff)
+	set("properties", len(o.Properties) > 0, o.Properties)
 	set("terminal", o.Terminal, true)
 	set("rows", o.Rows != 0, o.Rows)
 	set("columns", o.Columns != 0, o.Columns)

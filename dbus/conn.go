@@ -313,38 +313,63 @@ func (c *conn) expect(serial uint32, reply chan<- *message) error {
 
 // call calls a method of the bus itself and stores its results.
 func (c *conn) call(ctx context.Context, member string, args []any, results ...any) error {
-	ch := make(chan *message, 1)
-	serial, err := c.send(busCall(member, args), ch)
+	return c.callOf(ctx, busCall(member, args), results...)
+}
+
+// callOf calls a method of anybody and stores its results, in which there can be no descriptors.
+func (c *conn) callOf(ctx context.Context, call *godbus.Message, results ...any) error {
+	m, err := c.ask(ctx, call)
 	if err != nil {
 		return err
+	}
+	defer m.close()
+	return godbus.Store(m.Body, results...)
+}
+
+// ask calls a method and returns the answer, with the descriptors that came with it. The caller closes it.
+func (c *conn) ask(ctx context.Context, call *godbus.Message) (*message, error) {
+	name, _ := call.Headers[godbus.FieldMember].Value().(string)
+	ch := make(chan *message, 1)
+	serial, err := c.send(call, ch)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case m, ok := <-ch:
 		if !ok {
-			return c.closed
+			return nil, c.closed
 		}
-		defer m.close()
 		if m.Type == godbus.TypeError {
-			name, _ := m.Headers[godbus.FieldErrorName].Value().(string)
-			return fmt.Errorf("%s: %w", member, godbus.NewError(name, m.Body))
+			defer m.close()
+			return nil, fmt.Errorf("%s: %w", name, godbus.NewError(header(m, godbus.FieldErrorName), m.Body))
 		}
-		return godbus.Store(m.Body, results...)
+		return m, nil
 	case <-ctx.Done():
 		c.mu.Lock()
+		_, pending := c.waiting[serial]
 		delete(c.waiting, serial)
 		c.mu.Unlock()
-		return fmt.Errorf("%s: %w", member, ctx.Err())
+		if !pending {
+			if m, ok := <-ch; ok { // it came at the last moment
+				m.close()
+			}
+		}
+		return nil, fmt.Errorf("%s: %w", name, ctx.Err())
 	}
 }
 
 func busCall(member string, args []any) *godbus.Message {
 	const driver = "org.freedesktop.DBus"
+	return methodCall(driver, "/org/freedesktop/DBus", driver, member, args)
+}
+
+func methodCall(destination string, path godbus.ObjectPath, iface, member string, args []any) *godbus.Message {
 	return &godbus.Message{
 		Type: godbus.TypeMethodCall,
 		Headers: map[godbus.HeaderField]godbus.Variant{
-			godbus.FieldDestination: godbus.MakeVariant(driver),
-			godbus.FieldPath:        godbus.MakeVariant(godbus.ObjectPath("/org/freedesktop/DBus")),
-			godbus.FieldInterface:   godbus.MakeVariant(driver),
+			godbus.FieldDestination: godbus.MakeVariant(destination),
+			godbus.FieldPath:        godbus.MakeVariant(path),
+			godbus.FieldInterface:   godbus.MakeVariant(iface),
 			godbus.FieldMember:      godbus.MakeVariant(member),
 		},
 		Body: args,

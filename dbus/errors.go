@@ -18,6 +18,8 @@ var errorNames = map[fail.Code]string{
 	fail.InvalidArgument: standardError + "InvalidArgs",
 	fail.AccessDenied:    standardError + "AccessDenied",
 	fail.NotSupported:    standardError + "NotSupported",
+	fail.Unauthenticated: standardError + "InteractiveAuthorizationRequired",
+	fail.LimitsExceeded:  standardError + "LimitsExceeded",
 
 	fail.NoSuchMachine:    ownError + "NoSuchMachine",
 	fail.AmbiguousMachine: ownError + "AmbiguousMachine",

@@ -11,8 +11,6 @@ import (
 
 	"github.com/godbus/dbus/v5/introspect"
 	"github.com/godbus/dbus/v5/prop"
-
-	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // interfaceXML is the interface as it is documented and installed. The service answers introspection
@@ -23,22 +21,21 @@ var interfaceXML []byte
 
 // introspect describes the object at the path of the call, and names those below it. Sessions are only
 // named to who may list them.
-func (s *server) introspect(_ context.Context, who caller, m *message) ([]any, error) {
+func (s *server) introspect(ctx context.Context, who caller, m *message) ([]any, error) {
 	path := pathOf(m)
 	var children []string
 	switch {
-	case path == sessionsPath && who.trusted():
-		for _, e := range s.sessions.list() {
-			children = append(children, e.ID)
-		}
 	case path == sessionsPath:
+		all := s.visible(ctx, who.quiet(), nil, actionInspect) == nil
+		for _, e := range s.sessions.list() {
+			if all || who.owns(e) {
+				children = append(children, e.ID)
+			}
+		}
 	case path == managerPath:
 		children = []string{"session"}
 	case below(path, sessionsPath):
-		if !who.trusted() {
-			return nil, fail.New(fail.AccessDenied, "run it as root", "only root may look at sessions")
-		}
-		if _, err := s.sessionAt(m); err != nil {
+		if _, err := s.sessionAt(ctx, who.quiet(), m, actionInspect); err != nil {
 			return nil, err
 		}
 	default:
@@ -60,7 +57,7 @@ func describe(o object, children []string) (string, error) {
 		return "", fmt.Errorf("org.cntr.Attach1.xml: %w", err)
 	}
 	known := slices.Concat(own.Interfaces,
-		[]introspect.Interface{introspect.IntrospectData, introspect.PeerData, prop.IntrospectData})
+		[]introspect.Interface{introspect.IntrospectData, introspect.PeerData, prop.IntrospectData, objectManagerData})
 	var node introspect.Node
 	for _, name := range slices.Sorted(maps.Keys(o)) {
 		i := slices.IndexFunc(known, func(i introspect.Interface) bool { return i.Name == name })
@@ -77,4 +74,16 @@ func describe(o object, children []string) (string, error) {
 		return "", err
 	}
 	return strings.TrimSpace(introspect.IntrospectDeclarationString) + "\n" + string(text) + "\n", nil
+}
+
+// objectManagerData is org.freedesktop.DBus.ObjectManager (D-Bus specification, "Standard Interfaces").
+var objectManagerData = introspect.Interface{
+	Name: objectManager,
+	Methods: []introspect.Method{{
+		Name: "GetManagedObjects", Args: []introspect.Arg{{Name: "objects", Type: "a{oa{sa{sv}}}", Direction: "out"}},
+	}},
+	Signals: []introspect.Signal{
+		{Name: "InterfacesAdded", Args: []introspect.Arg{{Name: "object", Type: "o"}, {Name: "interfaces", Type: "a{sa{sv}}"}}},
+		{Name: "InterfacesRemoved", Args: []introspect.Arg{{Name: "object", Type: "o"}, {Name: "interfaces", Type: "as"}}},
+	},
 }

@@ -36,6 +36,52 @@ func (s *server) listMachines(ctx context.Context, _ caller, _ *message) ([]any,
 	return []any{rows}, nil
 }
 
+// resolveMachine tells what there is to know about one machine.
+func (s *server) resolveMachine(ctx context.Context, _ caller, m *message) ([]any, error) {
+	var name string
+	if err := godbus.Store(m.Body, &name); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	found, _, err := s.Machines.Find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	standing, err := s.Sessions.Standing(found)
+	if err != nil {
+		return nil, err
+	}
+	return []any{clean(found.Ref()), map[string]godbus.Variant{
+		"Class":      godbus.MakeVariant(clean(found.Class)),
+		"Service":    godbus.MakeVariant(clean(found.Service)),
+		"Unit":       godbus.MakeVariant(clean(found.Unit)),
+		"Root":       godbus.MakeVariant(clean(found.Root)),
+		"Leader":     godbus.MakeVariant(uint32(found.Leader.PID)),
+		"Privileged": godbus.MakeVariant(standing.Privileged),
+		"Owners":     godbus.MakeVariant(append([]uint32{}, standing.Owners...)),
+	}}, nil
+}
+
+// imageRow is a row of ListImages.
+type imageRow struct{ Name, Type, Path string }
+
+// listImages returns what can be a tools tree.
+func (s *server) listImages(context.Context, caller, *message) ([]any, error) {
+	return []any{[]imageRow{{"host", "host", "/"}}}, nil
+}
+
+// managedObjects returns all sessions with their properties.
+func (s *server) managedObjects(ctx context.Context, _ caller, _ *message) ([]any, error) {
+	if err := s.refresh(ctx); err != nil {
+		return nil, err
+	}
+	all := map[godbus.ObjectPath]map[string]map[string]godbus.Variant{}
+	for _, e := range s.sessions.list() {
+		all[e.path] = map[string]map[string]godbus.Variant{sessionInterface: s.propertiesOf(e)}
+	}
+	return []any{all}, nil
+}
+
 // attach resolves the machine, starts the session, and hands the caller's ends of it over.
 func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, error) {
 	var name string
@@ -54,11 +100,21 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 	}
 	spec.Status = status[1]
 
-	target, failed, err := s.Machines.Find(ctx, name)
+	if spec.Caller, err = who.forSession(); err != nil {
+		return nil, err
+	}
+	done, err := s.reserve(who)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	target, failed, err := s.find(ctx, who, name, &spec)
 	if err != nil {
 		return nil, err
 	}
 	defer target.Close()
+	ctx, cancel := renewed(ctx)
+	defer cancel()
 	started, err := s.Sessions.Start(ctx, target, spec)
 	if err != nil {
 		return nil, err
@@ -80,10 +136,6 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		_ = started.Close()
 		return nil, err
 	}
-	command := strings.Join(started.Command, " ")
-	s.Log.Info(fmt.Sprintf("Session %s in %s started for uid %d: %s", started.ID, started.Machine, who.uid, clean(command)),
-		"session", started.ID, "machine", started.Machine, "user", started.User, "command", command,
-		"caller", who.uid, "scope", started.Scope)
 	return []any{started.ID, e.path, godbus.UnixFD(status[0].Fd()), results}, nil
 }
 
@@ -131,8 +183,12 @@ func (s *server) listSessions(ctx context.Context, _ caller, _ *message) ([]any,
 	return []any{rows}, nil
 }
 
-func (s *server) getSession(ctx context.Context, _ caller, m *message) ([]any, error) {
-	e, err := s.session(ctx, m)
+func (s *server) getSession(ctx context.Context, who caller, m *message) ([]any, error) {
+	var id string
+	if err := godbus.Store(m.Body, &id); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	e, err := s.session(ctx, who, id, actionInspect)
 	if err != nil {
 		return nil, err
 	}
@@ -140,34 +196,53 @@ func (s *server) getSession(ctx context.Context, _ caller, m *message) ([]any, e
 }
 
 func (s *server) terminateSession(ctx context.Context, who caller, m *message) ([]any, error) {
-	e, err := s.session(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	return nil, s.terminate(ctx, who, e)
-}
-
-// session finds the session whose id is the only argument of m.
-func (s *server) session(ctx context.Context, m *message) (*entry, error) {
 	var id string
 	if err := godbus.Store(m.Body, &id); err != nil {
 		return nil, protocolError("InvalidArgs", "%v", err)
 	}
-	if e := s.sessions.get(id); e != nil {
-		return e, nil
-	}
-	// It may have been started without the service.
-	if err := s.refresh(ctx); err != nil {
+	e, err := s.session(ctx, who, id, actionManage)
+	if err != nil {
 		return nil, err
 	}
-	if e := s.sessions.get(id); e != nil {
-		return e, nil
+	ctx, cancel := renewed(ctx)
+	defer cancel()
+	return nil, s.terminate(ctx, who, e)
+}
+
+func (s *server) killSession(ctx context.Context, who caller, m *message) ([]any, error) {
+	var id string
+	var signal int32
+	if err := godbus.Store(m.Body, &id, &signal); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
 	}
-	return nil, noSuchSession(id)
+	e, err := s.session(ctx, who, id, actionManage)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.kill(who, e, signal)
+}
+
+// session finds a session by its id, for a caller who may see it: see [server.visible].
+func (s *server) session(ctx context.Context, who caller, id string, what action) (*entry, error) {
+	e := s.sessions.get(id)
+	if e == nil {
+		// It may have been started without the service.
+		if err := s.refresh(ctx); err != nil {
+			return nil, err
+		}
+		e = s.sessions.get(id)
+	}
+	if err := s.visible(ctx, who, e, what); err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, noSuchSession(id)
+	}
+	return e, nil
 }
 
 func noSuchSession(id string) error {
-	return fail.New(fail.NoSuchSession, "systemctl list-units 'cntr-*.scope' shows the sessions", "no session has the id %q", id)
+	return fail.New(fail.NoSuchSession, "cntrctl sessions shows the ids", "no session has the id %q", id)
 }
 
 func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
@@ -182,6 +257,21 @@ func (s *server) terminate(ctx context.Context, who caller, e *entry) error {
 	s.Log.Info(fmt.Sprintf("Session %s in %s is terminated by uid %d", e.ID, e.Machine, who.uid),
 		"session", e.ID, "machine", e.Machine, "caller", who.uid)
 	return s.Sessions.Terminate(ctx, e.Session)
+}
+
+// kill sends a signal to the commands of a session, not to what serves it.
+func (s *server) kill(who caller, e *entry, signal int32) error {
+	const most = 64 // SIGRTMAX
+	if signal < 1 || signal > most {
+		return invalid("signal", "%d is not between 1 and %d", signal, most)
+	}
+	if !e.hold() {
+		return noSuchSession(e.ID)
+	}
+	defer e.release()
+	s.Log.Info(fmt.Sprintf("Session %s in %s is sent signal %d by uid %d", e.ID, e.Machine, signal, who.uid),
+		"session", e.ID, "machine", e.Machine, "caller", who.uid)
+	return s.Sessions.Kill(e.Session, unix.Signal(signal))
 }
 
 // refresh takes up sessions that the server did not start itself: those from before it was started,

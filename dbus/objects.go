@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	godbus "github.com/godbus/dbus/v5"
-
-	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // The service's names.
@@ -22,6 +20,7 @@ const (
 	peerInterface       = "org.freedesktop.DBus.Peer"
 	introspectable      = "org.freedesktop.DBus.Introspectable"
 	propertiesInterface = "org.freedesktop.DBus.Properties"
+	objectManager       = "org.freedesktop.DBus.ObjectManager"
 )
 
 func sessionPath(id string) godbus.ObjectPath {
@@ -30,18 +29,10 @@ func sessionPath(id string) godbus.ObjectPath {
 
 // method is a method of an interface, for all objects that have it.
 type method struct {
-	in    string // types of its arguments
-	files int    // how many descriptors it takes at most
-	open  bool   // anyone may call it
-	call  func(*server, context.Context, caller, *message) ([]any, error)
-}
-
-// permits says who may call a method: root, and who runs the service, which is root but in tests.
-func (f *method) permits(who caller, m *message) error {
-	if f.open || who.trusted() {
-		return nil
-	}
-	return fail.New(fail.AccessDenied, "run it as root", "only root may call %s", member(m))
+	in     string // types of its arguments
+	files  int    // how many descriptors it takes at most
+	action action // what the caller must be allowed; empty: it is open to all, or finds that out by itself
+	call   func(*server, context.Context, caller, *message) ([]any, error)
 }
 
 // object is what an object of the service can do.
@@ -57,11 +48,11 @@ type objects struct {
 func newObjects() objects {
 	between := object{
 		peerInterface: {
-			"Ping":         {open: true, call: (*server).ping},
-			"GetMachineId": {open: true, call: (*server).machineID},
+			"Ping":         {call: (*server).ping},
+			"GetMachineId": {call: (*server).machineID},
 		},
 		introspectable: {
-			"Introspect": {open: true, call: (*server).introspect},
+			"Introspect": {call: (*server).introspect},
 		},
 	}
 	properties := map[string]*method{
@@ -73,17 +64,24 @@ func newObjects() objects {
 		between: between,
 		manager: between.with(object{
 			managerInterface: {
-				"ListMachines":     {call: (*server).listMachines},
+				"ListMachines":     {action: actionInspect, call: (*server).listMachines},
+				"ResolveMachine":   {in: "s", action: actionInspect, call: (*server).resolveMachine},
 				"Attach":           {in: "sasa{sv}", files: 3, call: (*server).attach},
-				"ListSessions":     {call: (*server).listSessions},
+				"ListSessions":     {action: actionInspect, call: (*server).listSessions},
+				"ListImages":       {action: actionInspect, call: (*server).listImages},
 				"GetSession":       {in: "s", call: (*server).getSession},
 				"TerminateSession": {in: "s", call: (*server).terminateSession},
+				"KillSession":      {in: "si", call: (*server).killSession},
 			},
 			propertiesInterface: properties,
+			objectManager: {
+				"GetManagedObjects": {action: actionInspect, call: (*server).managedObjects},
+			},
 		}),
 		session: between.with(object{
 			sessionInterface: {
 				"Terminate": {call: (*server).terminateObject},
+				"Kill":      {in: "i", call: (*server).killObject},
 			},
 			propertiesInterface: properties,
 		}),
@@ -160,18 +158,46 @@ func (s *server) machineID(context.Context, caller, *message) ([]any, error) {
 	return []any{strings.TrimSpace(string(id))}, nil
 }
 
-// sessionAt finds the session whose object is called.
-func (s *server) sessionAt(m *message) (*entry, error) {
-	if e := s.sessions.get(idOf(pathOf(m))); e != nil {
-		return e, nil
+// sessionAt finds the session whose object is called, for a caller who may see it: it is their own, or they are
+// allowed what; see [server.visible].
+func (s *server) sessionAt(ctx context.Context, who caller, m *message, what action) (*entry, error) {
+	e := s.sessions.get(idOf(pathOf(m)))
+	if err := s.visible(ctx, who, e, what); err != nil {
+		return nil, err
 	}
-	return nil, protocolError("UnknownObject", "no object at %s", pathOf(m))
+	if e == nil {
+		return nil, protocolError("UnknownObject", "no object at %s", pathOf(m))
+	}
+	return e, nil
+}
+
+// visible says whether the caller may do something with a session of theirs, or of others, or that is not there:
+// what sessions there are is not for everybody to know.
+func (s *server) visible(ctx context.Context, who caller, e *entry, what action) error {
+	if e != nil && who.owns(e) {
+		return nil
+	}
+	return s.authorize(ctx, who, what, nil)
 }
 
 func (s *server) terminateObject(ctx context.Context, who caller, m *message) ([]any, error) {
-	e, err := s.sessionAt(m)
+	e, err := s.sessionAt(ctx, who, m, actionManage)
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := renewed(ctx)
+	defer cancel()
 	return nil, s.terminate(ctx, who, e)
+}
+
+func (s *server) killObject(ctx context.Context, who caller, m *message) ([]any, error) {
+	var signal int32
+	if err := godbus.Store(m.Body, &signal); err != nil {
+		return nil, protocolError("InvalidArgs", "%v", err)
+	}
+	e, err := s.sessionAt(ctx, who, m, actionManage)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.kill(who, e, signal)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/units"
 )
 
 // stdio is how the options for the three descriptors are called.
@@ -64,6 +65,11 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			spec.NoLabel = label == labelOff
 		case "terminal":
 			err = storeOption(value, &spec.Terminal)
+		case "properties":
+			var list []string
+			if err = storeOption(value, &list); err == nil {
+				spec.Properties, err = parseProperties(list)
+			}
 		case "rows":
 			err = storeOption(value, &spec.Rows)
 		case "columns":
@@ -115,6 +121,18 @@ func storeOption[T string | bool | uint16 | []string | godbus.UnixFDIndex](value
 	}
 	*to = v
 	return nil
+}
+
+func parseProperties(list []string) ([]units.Property, error) {
+	var all []units.Property
+	for _, one := range list {
+		p, err := units.ParseProperty(one)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func checkEnvironment(env []string) error {
@@ -180,5 +198,6 @@ func checkStdio(f *os.File, place int) error {
 
 // invalid is the error for an argument, or a part of one, that is not as it should be.
 func invalid(what, format string, args ...any) error {
-	return fail.New(fail.InvalidArgument, "", "invalid %s: %w", what, fmt.Errorf(format, args...))
+	err := fmt.Errorf(format, args...)
+	return fail.New(fail.InvalidArgument, fail.From(err).Hint, "invalid %s: %w", what, err)
 }

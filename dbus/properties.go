@@ -4,13 +4,15 @@ import (
 	"context"
 
 	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/cntr-attach/cntr-attach/internal/session"
 )
 
 // org.freedesktop.DBus.Properties. All properties are read-only.
 
 // properties returns the properties of the object that m calls, for one interface. The standard ones
 // have none.
-func (s *server) properties(m *message, iface string) (map[string]godbus.Variant, error) {
+func (s *server) properties(ctx context.Context, who caller, m *message, iface string) (map[string]godbus.Variant, error) {
 	path := pathOf(m)
 	if _, known := s.objects.at(path)[iface]; !known && iface != "" {
 		return nil, protocolError("UnknownInterface", "no interface %s at %s", iface, path)
@@ -22,12 +24,12 @@ func (s *server) properties(m *message, iface string) (map[string]godbus.Variant
 		}
 		return all, nil
 	}
-	e, err := s.sessionAt(m)
+	e, err := s.sessionAt(ctx, who, m, actionInspect)
 	if err != nil {
 		return nil, err
 	}
 	if iface == sessionInterface || iface == "" {
-		all = e.properties()
+		all = s.propertiesOf(e)
 	}
 	return all, nil
 }
@@ -40,32 +42,43 @@ func (e *entry) state() string {
 	return "running"
 }
 
-func (e *entry) properties() map[string]godbus.Variant {
+func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
+	usage := session.Usage{CPUNSec: session.Unknown, MemoryCurrent: session.Unknown, MemoryPeak: session.Unknown}
+	if e.hold() {
+		usage = s.Sessions.Usage(e.Session)
+		e.release()
+	}
 	all := map[string]godbus.Variant{}
 	for name, value := range map[string]any{
-		"Id":        e.ID,
-		"Machine":   clean(e.Machine),
-		"Class":     clean(e.Class),
-		"Service":   clean(e.Service),
-		"Leader":    uint32(e.Leader),
-		"User":      clean(e.User),
-		"Command":   cleanAll(e.Command),
-		"Writable":  e.Writable,
-		"Scope":     e.Scope,
-		"State":     e.state(),
-		"Timestamp": uint64(e.Started.UnixMicro()),
+		"Id":            e.ID,
+		"Machine":       clean(e.Machine),
+		"Class":         clean(e.Class),
+		"Service":       clean(e.Service),
+		"Leader":        uint32(e.Leader),
+		"Owner":         e.Owner,
+		"User":          clean(e.User),
+		"Command":       cleanAll(e.Command),
+		"Writable":      e.Writable,
+		"Terminal":      e.TTY,
+		"Image":         "host",
+		"CPUUsageNSec":  usage.CPUNSec,
+		"MemoryCurrent": usage.MemoryCurrent,
+		"MemoryPeak":    usage.MemoryPeak,
+		"Scope":         e.Scope,
+		"State":         e.state(),
+		"Timestamp":     uint64(e.Started.UnixMicro()),
 	} {
 		all[name] = godbus.MakeVariant(value)
 	}
 	return all
 }
 
-func (s *server) getProperty(_ context.Context, _ caller, m *message) ([]any, error) {
+func (s *server) getProperty(ctx context.Context, who caller, m *message) ([]any, error) {
 	var iface, name string
 	if err := godbus.Store(m.Body, &iface, &name); err != nil {
 		return nil, protocolError("InvalidArgs", "%v", err)
 	}
-	all, err := s.properties(m, iface)
+	all, err := s.properties(ctx, who, m, iface)
 	if err != nil {
 		return nil, err
 	}
@@ -76,25 +89,25 @@ func (s *server) getProperty(_ context.Context, _ caller, m *message) ([]any, er
 	return []any{value}, nil
 }
 
-func (s *server) getProperties(_ context.Context, _ caller, m *message) ([]any, error) {
+func (s *server) getProperties(ctx context.Context, who caller, m *message) ([]any, error) {
 	var iface string
 	if err := godbus.Store(m.Body, &iface); err != nil {
 		return nil, protocolError("InvalidArgs", "%v", err)
 	}
-	all, err := s.properties(m, iface)
+	all, err := s.properties(ctx, who, m, iface)
 	if err != nil {
 		return nil, err
 	}
 	return []any{all}, nil
 }
 
-func (s *server) setProperty(_ context.Context, _ caller, m *message) ([]any, error) {
+func (s *server) setProperty(ctx context.Context, who caller, m *message) ([]any, error) {
 	var iface, name string
 	var value godbus.Variant
 	if err := godbus.Store(m.Body, &iface, &name, &value); err != nil {
 		return nil, protocolError("InvalidArgs", "%v", err)
 	}
-	all, err := s.properties(m, iface)
+	all, err := s.properties(ctx, who, m, iface)
 	if err != nil {
 		return nil, err
 	}

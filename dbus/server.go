@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
+	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
@@ -21,8 +23,10 @@ const (
 	callTimeout = 20 * time.Second
 	// startTimeout bounds what happens before the service is ready, and its farewell to the bus.
 	startTimeout = 20 * time.Second
-	// maxCalls bounds the calls that are being answered at a time. The next one is refused.
-	maxCalls = 512
+	// maxCalls bounds the calls that are being answered at a time, and userCalls those of one user who is not root.
+	// The next one is refused.
+	maxCalls  = 512
+	userCalls = 32
 )
 
 // Sessions starts sessions, finds those that run, and ends them: [session.Launcher].
@@ -30,6 +34,10 @@ type Sessions interface {
 	Start(context.Context, *machine.Machine, session.Spec) (*session.Session, error)
 	Running(context.Context) ([]*session.Session, error)
 	Terminate(context.Context, *session.Session) error
+	Kill(*session.Session, unix.Signal) error
+	Standing(*machine.Machine) (session.Standing, error)
+	Usage(*session.Session) session.Usage
+	Result(id string) session.Status // of one that has ended, once
 }
 
 // Machines finds and lists machines: [machine.Registry].
@@ -43,22 +51,34 @@ type Config struct {
 	Machines    Machines
 	Sessions    Sessions
 	Version     string
+	MaxSessions int           // at a time; 0 is DefaultMaxSessions
+	UserMax     int           // of one user who is not root; 0 is DefaultUserMax
 	IdleTimeout time.Duration // after which a server that has nothing to do ends; 0 is never
 	Log         *slog.Logger
 	Notify      func(state string) // tells the service manager, see sd_notify(3)
 }
 
+// Limits on sessions that run at the same time.
+const (
+	DefaultMaxSessions = 1024
+	DefaultUserMax     = 64
+)
+
 // server is org.cntr.Attach1.
 type server struct {
 	Config
-	conn     *conn
-	sessions *sessionTable
-	objects  objects
+	conn      *conn
+	sessions  *sessionTable
+	objects   objects
+	life      context.Context // ends when the server is about to
+	questions atomic.Uint64   // asked of polkit
 
 	mu      sync.Mutex
-	calls   int           // being answered
-	idle    time.Time     // since when there is nothing to do, if there is
-	drained chan struct{} // closed when calls is 0, once someone waits for that
+	calls   int            // being answered
+	byUser  map[uint32]int // the same, of those whose caller is known
+	begun   map[uint32]int // sessions that are being started, by the uid of whom they are for
+	idle    time.Time      // since when there is nothing to do, if there is
+	drained chan struct{}  // closed when calls is 0, once someone waits for that
 }
 
 // Serve answers calls until ctx is cancelled or there was nothing to do for the idle timeout, both of
@@ -71,7 +91,18 @@ func Serve(ctx context.Context, config Config) error {
 		return err
 	}
 	defer c.close()
-	s := &server{Config: config, conn: c, objects: newObjects(), idle: time.Now()}
+	life, die := context.WithCancel(context.Background())
+	defer die()
+	s := &server{
+		Config: config, conn: c, objects: newObjects(), idle: time.Now(), life: life,
+		byUser: make(map[uint32]int), begun: make(map[uint32]int),
+	}
+	if s.MaxSessions == 0 {
+		s.MaxSessions = DefaultMaxSessions
+	}
+	if s.UserMax == 0 {
+		s.UserMax = DefaultUserMax
+	}
 	s.sessions, err = newSessionTable(s.sessionNew, s.sessionRemoved)
 	if err != nil {
 		return err
@@ -88,6 +119,7 @@ func Serve(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
+	die() // nobody is waited for who is to type a password
 	return s.stop(again)
 }
 
@@ -254,8 +286,18 @@ func (s *server) answer(ctx context.Context, m *message) (body []any, err error)
 	if err != nil {
 		return nil, err
 	}
-	if err := method.permits(caller, m); err != nil {
+	leave, err := s.admit(caller)
+	if err != nil {
 		return nil, err
+	}
+	defer leave()
+	if method.action != "" {
+		if err := s.authorize(ctx, caller, method.action, nil); err != nil {
+			return nil, err
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = renewed(ctx)
+		defer cancel()
 	}
 	if m.received > method.files {
 		return nil, protocolError("InvalidArgs", "%s takes %d descriptors at most, not %d",
@@ -268,20 +310,46 @@ func (s *server) answer(ctx context.Context, m *message) (body []any, err error)
 	return method.call(s, ctx, caller, m)
 }
 
-// caller is who has sent a message, as the bus knows it.
-type caller struct {
-	name string // unique name on the bus
-	uid  uint32
+// admit counts a call of the caller's until leave is called.
+func (s *server) admit(who caller) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byUser[who.uid] >= userCalls && !who.trusted() {
+		return nil, fail.New(fail.LimitsExceeded, "wait for the others to be answered",
+			"too many calls of user %d at a time (%d)", who.uid, userCalls)
+	}
+	s.byUser[who.uid]++
+	return func() { s.count(s.byUser, who.uid, -1) }, nil
 }
 
-func (c caller) trusted() bool { return c.uid == 0 || int(c.uid) == os.Geteuid() }
+// reserve keeps room for a session of the caller's until done is called.
+func (s *server) reserve(who caller) (done func(), err error) {
+	all, own := s.sessions.countOf(who.uid)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for uid, n := range s.begun {
+		all += n
+		if uid == who.uid {
+			own += n
+		}
+	}
+	switch {
+	case all >= s.MaxSessions:
+		return nil, fail.New(fail.LimitsExceeded, "cntrctl sessions shows them", "there are %d sessions already, and no more are allowed", all)
+	case own >= s.UserMax && !who.trusted():
+		return nil, fail.New(fail.LimitsExceeded, "end one of them first",
+			"user %d has %d sessions already, and no more are allowed", who.uid, own)
+	}
+	s.begun[who.uid]++
+	return func() { s.count(s.begun, who.uid, -1) }, nil
+}
 
-// caller asks the bus for the identity of who sent m. It is that of the moment when they connected:
-// nothing that they do later changes it, and their unique name is never used again.
-func (s *server) caller(ctx context.Context, m *message) (caller, error) {
-	c := caller{name: sender(m)}
-	err := s.conn.call(ctx, "GetConnectionUnixUser", []any{c.name}, &c.uid)
-	return c, err
+func (s *server) count(of map[uint32]int, uid uint32, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if of[uid] += n; of[uid] == 0 {
+		delete(of, uid)
+	}
 }
 
 func (s *server) status() string {
@@ -296,7 +364,16 @@ func (s *server) status() string {
 }
 
 func (s *server) sessionNew(e *entry) {
+	// Signals go to everybody on the bus. They tell nothing of what runs where: that is for those who may inspect.
 	s.emit(managerPath, managerInterface, "SessionNew", e.ID, e.path)
+	public := map[string]godbus.Variant{}
+	for name, value := range s.propertiesOf(e) {
+		switch name {
+		case "Id", "Owner", "State", "Timestamp":
+			public[name] = value
+		}
+	}
+	s.emit(managerPath, objectManager, "InterfacesAdded", e.path, map[string]map[string]godbus.Variant{sessionInterface: public})
 	s.Notify("STATUS=" + s.status())
 }
 
@@ -304,9 +381,26 @@ func (s *server) sessionRemoved(e *entry) {
 	s.mu.Lock()
 	s.idle = time.Now()
 	s.mu.Unlock()
-	s.Log.Info(fmt.Sprintf("Session %s in %s ended", e.ID, e.Machine), "session", e.ID, "machine", e.Machine)
-	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path)
+	end := s.Sessions.Result(e.ID)
+	s.emit(managerPath, managerInterface, "SessionRemoved", e.ID, e.path, resultDetails(end))
+	s.emit(managerPath, objectManager, "InterfacesRemoved", e.path, []string{sessionInterface})
 	s.Notify("STATUS=" + s.status())
+}
+
+// resultDetails is what SessionRemoved tells of an end.
+func resultDetails(end session.Status) map[string]godbus.Variant {
+	details := map[string]godbus.Variant{
+		"Result":     godbus.MakeVariant(end.Result()),
+		"ExitStatus": godbus.MakeVariant(int32(end.ExitCode())),
+		"WallUSec":   godbus.MakeVariant(uint64(end.Wall.Microseconds())),
+	}
+	if u := end.Usage; u != nil {
+		details["CPUUsageNSec"] = godbus.MakeVariant(u.CPUNSec)
+		details["MemoryPeak"] = godbus.MakeVariant(u.MemoryPeak)
+		details["IOReadBytes"] = godbus.MakeVariant(u.IORead)
+		details["IOWriteBytes"] = godbus.MakeVariant(u.IOWritten)
+	}
+	return details
 }
 
 // emit sends a signal. Those who miss one can ask.

@@ -162,7 +162,7 @@ func TestErrorsKeepCodeMessageAndHint(t *testing.T) {
 		},
 		{
 			c.TerminateSession(context.Background(), "1"), fail.NoSuchSession, `no session has the id "1"`,
-			"systemctl list-units 'cntr-*.scope' shows the sessions",
+			"cntrctl sessions shows the ids",
 		},
 	} {
 		got := fail.From(test.err)

@@ -193,6 +193,18 @@ func (t *sessionTable) count() int {
 	return len(t.byID)
 }
 
+// countOf returns how many sessions there are, and how many of them are a user's.
+func (t *sessionTable) countOf(uid uint32) (all, own int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range t.byID {
+		if e.Owner == uid {
+			own++
+		}
+	}
+	return len(t.byID), own
+}
+
 // busy reports whether there is a session, or one whose end has not been told yet: a server that took
 // itself for idle then would take the news along.
 func (t *sessionTable) busy() bool {

@@ -113,7 +113,7 @@ func New(o Options) (*FileSystem, error) {
 	if o.Root == nil {
 		return nil, errors.New("no root given")
 	}
-	ids, err := newIDMap(o.IDs)
+	ids, err := newIDMap(o.IDs, o.Caller != nil)
 	if err != nil {
 		return nil, err
 	}

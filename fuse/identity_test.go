@@ -223,3 +223,54 @@ func TestCallerIsNotRoot(t *testing.T) {
 	}
 	wantContent(t, s.path("shared/new"), "new")
 }
+
+// What is shown to the session is no right: the root of a machine is shown root's files and the caller's as its own, and
+// has the caller's rights.
+func TestCallerShownAsRootHasTheCallersRights(t *testing.T) {
+	tree := files(t, "secret", "mine", "group", "theirs/f", "open/")
+	must(t, os.Chmod(tree+"/secret", 0o600))
+	must(t, os.Chown(tree+"/mine", 1000, 1000))
+	must(t, os.Chmod(tree+"/mine", 0o600))
+	must(t, os.Chmod(tree+"/group", 0o640))
+	must(t, os.Chown(tree+"/group", 0, 600))
+	must(t, os.Chmod(tree+"/theirs", 0o700))
+	must(t, os.Chown(tree+"/theirs", 1001, 1001))
+	must(t, os.Chmod(tree+"/open", 0o777))
+	ids := []IDRange{{Tree: 1000, Session: 0, Count: 1}, {Tree: 0, Session: 0, Count: 1000}, {Tree: 1001, Session: 1001, Count: 1000}}
+	for _, v := range variants() {
+		t.Run(v.name, func(t *testing.T) {
+			o := v.o
+			o.Writable, o.IDs, o.Caller = true, IDMap{UID: ids, GID: ids}, &Credential{UID: 1000, GID: 1000, Groups: []uint32{600}}
+			s := serve(t, tree, o)
+			for _, name := range []string{"secret", "mine"} {
+				if got := mode(t, s.path(name)); got != "600 0:0" {
+					t.Errorf("%s is shown as %s", name, got)
+				}
+			}
+			wantContent(t, s.path("mine"), "mine")
+			wantContent(t, s.path("group"), "group")
+			_, err := os.ReadFile(s.path("secret"))
+			wantErr(t, "read of root's file", err, unix.EACCES)
+			_, err = os.ReadDir(s.path("theirs"))
+			wantErr(t, "list of another user's directory", err, unix.EACCES)
+			_, err = os.Stat(s.path("theirs/f"))
+			wantErr(t, "stat in another user's directory", err, unix.EACCES)
+			_, err = os.ReadFile(s.path("theirs/f"))
+			wantErr(t, "read in another user's directory", err, unix.EACCES)
+			for _, name := range []string{"secret", "group"} {
+				wantErr(t, "write", os.WriteFile(s.path(name), nil, 0), unix.EACCES)
+				wantErr(t, "truncate", os.Truncate(s.path(name), 0), unix.EACCES)
+				wantErr(t, "chmod", os.Chmod(s.path(name), 0o777), unix.EPERM)
+				wantErr(t, "unlink", os.Remove(s.path(name)), unix.EACCES)
+				wantErr(t, "rename", os.Rename(s.path(name), s.path("open/x")), unix.EACCES)
+				wantErr(t, "setxattr", unix.Setxattr(s.path(name), "user.x", nil, 0), unix.EACCES)
+			}
+			// A name and an id that is two on the tree: it is the caller's.
+			wantErr(t, "chown", os.Chown(s.path("secret"), 0, 0), unix.EPERM)
+			must(t, os.Chown(s.path("mine"), 0, 0))
+			if got := mode(t, s.host("mine")); got != "600 1000:1000" {
+				t.Errorf("the caller's file is now %s", got)
+			}
+		})
+	}
+}

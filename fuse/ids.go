@@ -14,6 +14,9 @@ type IDRange struct {
 
 // IDMap maps the ids of the tree to those that the session sees. Empty maps are the identity. As with an idmapped
 // mount, an id without a mapping is shown as 65534, and creating or giving away a file with one fails with EOVERFLOW.
+//
+// Ranges may not overlap, with one exception: where there is a Caller, whose rights decide and not what is shown, several
+// ids of the tree may be shown as one. It then stands for the one that comes first.
 type IDMap struct {
 	UID, GID []IDRange
 }
@@ -26,14 +29,14 @@ type idMap struct {
 	uid, gid []IDRange
 }
 
-func newIDMap(m IDMap) (idMap, error) {
+func newIDMap(m IDMap, merge bool) (idMap, error) {
 	for kind, ranges := range map[string][]IDRange{"uid": m.UID, "gid": m.GID} {
 		for i, r := range ranges {
 			if r.Count == 0 || uint64(r.Tree)+uint64(r.Count) > 1<<32-1 || uint64(r.Session)+uint64(r.Count) > 1<<32-1 {
 				return idMap{}, fmt.Errorf("%s range %+v is empty or too long", kind, r)
 			}
 			for _, o := range ranges[:i] {
-				if overlap(r.Tree, o.Tree, r.Count, o.Count) || overlap(r.Session, o.Session, r.Count, o.Count) {
+				if overlap(r.Tree, o.Tree, r.Count, o.Count) || !merge && overlap(r.Session, o.Session, r.Count, o.Count) {
 					return idMap{}, fmt.Errorf("%s ranges %+v and %+v overlap", kind, o, r)
 				}
 			}

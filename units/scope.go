@@ -25,6 +25,7 @@ type Scope struct {
 	Slice       string   // "cntr.slice"
 	PIDFD       *os.File // the process to put in; stays the caller's
 	PID         int      // the same process, for systemd before v255
+	Properties  []Property
 }
 
 // StartScope makes the scope and waits until its process is in it.
@@ -61,6 +62,9 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 	}
 	if scope.Slice != "" {
 		p = append(p, dbus.PropSlice(scope.Slice))
+	}
+	for _, more := range scope.Properties {
+		p = append(p, more.property)
 	}
 	if pidfds {
 		return append(p, property("PIDFDs", []godbus.UnixFD{godbus.UnixFD(scope.PIDFD.Fd())}))
@@ -99,6 +103,14 @@ func explain(scope Scope, err error) error {
 	if bus.ErrorName(err) == propertyReadOnly {
 		return fail.New(fail.NotSupported, "systemd 252 or newer is needed",
 			"this systemd cannot make the scope %s: %w", scope.Name, err)
+	}
+	switch bus.ErrorName(err) {
+	case "org.freedesktop.DBus.Error.InvalidArgs":
+		return fail.New(fail.InvalidArgument, "see systemd.resource-control(5)", "systemd refuses the scope %s: %w", scope.Name, err)
+	case "org.freedesktop.DBus.Error.LimitsExceeded":
+		return fail.New(fail.LimitsExceeded, "see systemctl status", "systemd refuses the scope %s: %w", scope.Name, err)
+	case "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown":
+		return fail.New(fail.NotSupported, "try again", "systemd does not answer to the wish for the scope %s: %w", scope.Name, err)
 	}
 	return fmt.Errorf("starting %s: %w", scope.Name, err)
 }

@@ -10,8 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/agent"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/units"
 )
 
 // attached is a session of this command's.
@@ -23,10 +25,20 @@ type attached struct {
 
 // attach runs the session and returns the exit status.
 func attach(ctx context.Context, o *options) (int, error) {
+	if o.host != "" {
+		return 0, o.overSSH()
+	}
 	interactive := o.pty || (!o.pipe && isTerminal(os.Stdin) && isTerminal(os.Stdout))
 	want := session.Spec{
 		Command: o.argv(), Env: o.environment(), Dir: o.workingDirectory(), User: o.user,
 		Writable: o.writable, Strict: o.strict, NoLabel: o.noLabel, Terminal: interactive,
+	}
+	for _, assignment := range o.properties {
+		property, err := units.ParseProperty(assignment)
+		if err != nil {
+			return 0, err
+		}
+		want.Properties = append(want.Properties, property)
 	}
 	var streams *pipes
 	if interactive {
@@ -78,6 +90,9 @@ func attach(ctx context.Context, o *options) (int, error) {
 
 // finish turns the end of the session into an exit status.
 func (o *options) finish(end session.Status) (int, error) {
+	if o.verbose {
+		fmt.Fprintf(os.Stderr, "cntr-attach: %s\n", end.Summary())
+	}
 	if end.Error != nil {
 		return 0, end.Error
 	}
@@ -108,9 +123,18 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 		return nil, err
 	}
 	defer client.Close()
+	var asks *agent.Agent
+	if !o.noPassword {
+		if asks, err = agent.Start(ctx); err != nil {
+			return nil, err
+		}
+		defer asks.Stop()
+	}
+	client.Interactive = asks != nil
 	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
 		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
-		Writable: want.Writable, Strict: want.Strict, NoLabel: want.NoLabel, Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
+		Writable: want.Writable, Strict: want.Strict, NoLabel: want.NoLabel, Properties: o.properties,
+		Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
 		Stdin: want.Stdio[0], Stdout: want.Stdio[1], Stderr: want.Stdio[2],
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/units"
 )
 
 const usage = `cntr-attach [OPTIONS…] MACHINE [COMMAND [ARG…]]
@@ -22,35 +23,39 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
   -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
       --chdir=DIR          Start in DIR [this directory, if it is there; else /]
       --writable           Allow writing to the tools, the host's own files
-      --strict             Only the machine's capabilities, no variables
-      --label=off          Without the machine's AppArmor or SELinux label
-  -t, --pty                Give COMMAND a terminal even if this is none
-  -P, --pipe               Give COMMAND pipes even if this is a terminal
+      --strict; --label=off  Only its own capabilities; not its security label
+  -t, --pty; -P, --pipe    Give COMMAND a terminal, or pipes, whatever this is
+  -p, --property=NAME=VALUE  Limit the session: CPUQuota=20%, MemoryMax=1G, …
+  -H, --host=[USER@]HOST   On another host, by ssh
       --direct             Without the service, the bus and systemd (root only)
-  -v, --verbose            Tell who could not say whether it knows MACHINE
-  -q, --quiet              No messages but errors
-  -h, --help; --version    Show this; show the version
+      --no-ask-password    Fail rather than ask for a password
+  -v, --verbose; -q, --quiet  Tell more, the cost at the end too; only errors
+  -h, --help; --version    Show this, or the version
 In a terminal, press ^] three times within a second to leave.
 Exit status: COMMAND's own; 128+N if signal N killed it; 125 if cntr-attach
 failed; 126 if COMMAND cannot be run; 127 if it is not found.
 `
 
 type options struct {
-	machine  string
-	command  []string // empty: a shell
-	user     string
-	env      []string // NAME=VALUE
-	dir      string   // empty: as the caller
-	writable bool
-	strict   bool
-	noLabel  bool
-	pty      bool
-	pipe     bool
-	direct   bool
-	verbose  bool
-	quiet    bool
-	help     bool
-	version  bool
+	machine    string
+	command    []string // empty: a shell
+	user       string
+	env        []string // NAME=VALUE
+	dir        string   // empty: as the caller
+	writable   bool
+	strict     bool
+	noLabel    bool
+	pty        bool
+	pipe       bool
+	direct     bool
+	quiet      bool
+	verbose    bool
+	properties []string
+	host       string   // empty: this one
+	args       []string // all but --host
+	noPassword bool
+	help       bool
+	version    bool
 }
 
 // What --label takes.
@@ -75,6 +80,9 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVarP(&o.pty, "pty", "t", false, "")
 	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
 	f.BoolVar(&o.direct, "direct", false, "")
+	f.BoolVar(&o.noPassword, "no-ask-password", false, "")
+	f.StringArrayVarP(&o.properties, "property", "p", nil, "")
+	f.StringVarP(&o.host, "host", "H", "", "")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "")
 	f.BoolVarP(&o.help, "help", "h", false, "")
@@ -86,6 +94,11 @@ func parseOptions(args []string) (*options, error) {
 	}
 	if o.help || o.version {
 		return o, nil
+	}
+	for _, p := range o.properties {
+		if _, err := units.ParseProperty(p); err != nil {
+			return nil, err
+		}
 	}
 	if f.NArg() == 0 {
 		return nil, fail.New(fail.InvalidArgument, "machinectl list shows the names; cntr-attach --help the options",
@@ -100,6 +113,12 @@ func parseOptions(args []string) (*options, error) {
 		o.noLabel = true
 	default:
 		return nil, fail.New(fail.InvalidArgument, hint, "--label=%s is neither %s nor %s", label, labelOff, labelMachine)
+	}
+	if o.host != "" {
+		if strings.HasPrefix(o.host, "-") {
+			return nil, fail.New(fail.InvalidArgument, hint, "--host=%s is no host", o.host)
+		}
+		o.args = elsewhere(f, args)
 	}
 	o.machine, o.command = f.Arg(0), f.Args()[1:]
 	if len(o.command) > 0 && o.command[0] == "--" {

@@ -87,3 +87,23 @@ func TestEnvironmentPassesNothingOfTheHost(t *testing.T) {
 		}
 	}
 }
+
+func TestArgumentsForAnotherHost(t *testing.T) {
+	o, err := parseOptions([]string{
+		"-v", "-H", "me@far", "-E", "A=it's", "--setenv=B=2", "-pCPUQuota=20%", "--", "web", "sh", "-c", "echo -H $HOME", "--",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"ssh", "-T", "--", "me@far", `exec cntr-attach '--verbose=true' '--setenv=A=it'\''s' '--setenv=B=2' ` +
+		`'--property=CPUQuota=20%' '--' 'web' 'sh' '-c' 'echo -H $HOME' '--'`}
+	if got := o.sshArguments(false); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	if got := o.sshArguments(true)[1]; got != "-t" {
+		t.Errorf("on a terminal it is %s", got)
+	}
+	if _, err := parseOptions([]string{"--host=-oProxyCommand=reboot", "web"}); err == nil {
+		t.Error("an option of ssh is a host")
+	}
+}

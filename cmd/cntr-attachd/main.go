@@ -34,6 +34,9 @@ It is started by the bus when it is called.
 
 Options:
       --idle-timeout TIME  end after so long with nothing to do; 0 is never (default 30s)
+      --max-sessions N     of all users at a time (default 1024)
+      --max-sessions-per-user N
+                           of one user who is not root (default 64)
       --session FILE       program that a session runs (default /usr/lib/cntr-attach/cntr-session)
   -h, --help               show this help
       --version            show the version
@@ -42,6 +45,8 @@ Options:
 // program is what the command line makes of the program.
 type program struct {
 	idleTimeout time.Duration
+	maxSessions int
+	userMax     int
 	session     string
 }
 
@@ -76,6 +81,8 @@ func parse(args []string) (program, error) {
 	flags := pflag.NewFlagSet("cntr-attachd", pflag.ContinueOnError)
 	flags.Usage = func() { fmt.Print(usage) }
 	flags.DurationVar(&p.idleTimeout, "idle-timeout", 30*time.Second, "")
+	flags.IntVar(&p.maxSessions, "max-sessions", dbus.DefaultMaxSessions, "")
+	flags.IntVar(&p.userMax, "max-sessions-per-user", dbus.DefaultUserMax, "")
 	flags.StringVar(&p.session, "session", "/usr/lib/cntr-attach/cntr-session", "")
 	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
@@ -86,6 +93,8 @@ func parse(args []string) (program, error) {
 		return p, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case p.idleTimeout < 0:
 		return p, fmt.Errorf("negative --idle-timeout %v", p.idleTimeout)
+	case p.maxSessions <= 0 || p.userMax <= 0:
+		return p, errors.New("a limit on sessions below 1")
 	case *showVersion:
 		fmt.Println("cntr-attachd", version)
 		return p, pflag.ErrHelp
@@ -113,6 +122,9 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 			log.Warn("The root of a machine may be able to take over the commands of sessions in it", "error", err)
 		}
 	}()
+	if err := launcher.KeepResults("/run/cntr-attach"); err != nil {
+		return err
+	}
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
 	services := &engine.Service{}
@@ -121,6 +133,8 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		Machines:    append(machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}}, engine.Engines()...),
 		Sessions:    launcher,
 		Version:     version,
+		MaxSessions: p.maxSessions,
+		UserMax:     p.userMax,
 		IdleTimeout: p.idleTimeout,
 		Log:         log,
 		Notify:      notify(log),

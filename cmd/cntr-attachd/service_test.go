@@ -225,7 +225,7 @@ func TestIntrospectionByBusctl(t *testing.T) {
 		".ListSessions method - a(sssasso) -",
 		".TerminateSession method s - -",
 		".SessionNew signal so - -",
-		".SessionRemoved signal so - -",
+		".SessionRemoved signal soa{sv} - -",
 	} {
 		if !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want+" ") {
 			t.Errorf("%q is missing in\n%s", want, out)
@@ -233,24 +233,8 @@ func TestIntrospectionByBusctl(t *testing.T) {
 	}
 }
 
-func TestOnlyRootMayCall(t *testing.T) {
+func TestAnybodyMayAskWhatTheInterfaceIs(t *testing.T) {
 	nobody := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}
-	for _, name := range []string{
-		"org.cntr.Attach1.Manager.ListMachines",
-		"org.cntr.Attach1.Manager.Attach",
-		"org.cntr.Attach1.Manager.ListSessions",
-		"org.cntr.Attach1.Manager.GetSession",
-		"org.cntr.Attach1.Manager.TerminateSession",
-		"org.freedesktop.DBus.Properties.GetAll",
-	} {
-		// dbus-send shows errors as they come; busctl has words of its own for this one.
-		out, ok := try(t, append(nobody, "dbus-send", "--system", "--print-reply", "--dest=org.cntr.Attach1",
-			"/org/cntr/Attach1", name)...)
-		want := "org.freedesktop.DBus.Error.AccessDenied: only root may call " + name[strings.LastIndexByte(name, '.')+1:]
-		if ok || !strings.Contains(out, want) {
-			t.Errorf("%s as nobody: %s", name, out)
-		}
-	}
 	for _, call := range [][]string{
 		{"org.freedesktop.DBus.Peer", "Ping"},
 		{"org.freedesktop.DBus.Introspectable", "Introspect"},

@@ -20,6 +20,8 @@ const (
 	Internal         Code = "Internal"         // anything that has no code of its own
 	InvalidArgument  Code = "InvalidArgument"  // the caller asked for something malformed
 	AccessDenied     Code = "AccessDenied"     // the caller may not do this
+	Unauthenticated  Code = "Unauthenticated"  // the caller may do this once they have authenticated
+	LimitsExceeded   Code = "LimitsExceeded"   // there is no room for more
 	NotSupported     Code = "NotSupported"     // this kernel, or this system, cannot do it
 	NoSuchMachine    Code = "NoSuchMachine"    // no resolver knows the machine
 	AmbiguousMachine Code = "AmbiguousMachine" // more than one resolver knows the machine

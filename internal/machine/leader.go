@@ -89,3 +89,12 @@ func (l *Leader) Wait(d time.Duration) bool {
 
 // Close closes the pidfd.
 func (l *Leader) Close() error { return l.File.Close() }
+
+// HoldLeader is OpenLeader for a pidfd that stays its owner's.
+func HoldLeader(pidfd *os.File) (*Leader, error) {
+	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicating a pidfd: %w", err)
+	}
+	return AdoptLeader(os.NewFile(uintptr(fd), "pidfd"))
+}

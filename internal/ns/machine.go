@@ -1,6 +1,7 @@
 package ns
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -102,7 +103,10 @@ func parseIDMap(data []byte) ([]Range, error) {
 }
 
 // Root is a machine's root directory, as its leader sees it.
-type Root struct{ dir *os.File }
+type Root struct {
+	dir      *os.File
+	uid, gid uint32 // of the host, who looks around in it
+}
 
 // OpenRoot opens the root directory of process pid.
 func OpenRoot(pid int) (*Root, error) {
@@ -111,8 +115,13 @@ func OpenRoot(pid int) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the root directory %q: %w", path, err)
 	}
-	return &Root{os.NewFile(uintptr(fd), "/")}, nil
+	return &Root{dir: os.NewFile(uintptr(fd), "/")}, nil
 }
+
+// As makes all that is opened from now on be opened with the rights of somebody of the host. In a machine that a
+// user made, mounts and symbolic links lead to whatever the user wants, files and directories that they have no
+// right to included: it is looked at with the rights of its own root.
+func (r *Root) As(uid, gid uint32) { r.uid, r.gid = uid, gid }
 
 // Dir returns the root directory itself, which stays the Root's.
 func (r *Root) Dir() *os.File { return r.dir }
@@ -146,8 +155,12 @@ func (r *Root) open(path string, flags uint64) (*os.File, error) {
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for {
-		fd, err := unix.Openat2(int(r.dir.Fd()), path, &how)
-		if err == unix.EAGAIN {
+		fd := -1
+		err := asUser(r.uid, r.gid, func() (err error) {
+			fd, err = unix.Openat2(int(r.dir.Fd()), path, &how)
+			return err
+		})
+		if errors.Is(err, unix.EAGAIN) {
 			continue // something was renamed meanwhile: the kernel could not tell whether it led out
 		}
 		if err != nil {
@@ -168,7 +181,11 @@ func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 		return nil, &os.PathError{Op: "read in the machine", Path: path, Err: unix.EINVAL}
 	}
 	// The descriptor says which file it is; the file is opened through it, so it is the one just checked.
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))
+	var f *os.File
+	err = asUser(r.uid, r.gid, func() (err error) {
+		f, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,7 @@ func (p *process) look(uids, gids []ns.Range) (*findings, error) {
 	if !p.leader.Alive() {
 		return nil, p.gone(nil) // what was read may be somebody else's
 	}
+	root.As(outside(uids, 0), outside(gids, 0))
 	if f.account, err = findAccount(root, p.request.Info.User); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,7 @@ type Launcher struct {
 	program *os.File // sealed copy of the program that becomes a session
 	systemd *units.Systemd
 	shield  func() (*shield.Shield, error) // waits for it
+	results string                         // where sessions leave their ends; may be empty
 }
 
 // NewLauncher prepares to start sessions with the program at path. With systemd nil, sessions get no
@@ -75,9 +76,13 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	if len(spec.Command) == 0 {
 		return nil, fail.New(fail.InvalidArgument, "", "no command was given")
 	}
+	if len(spec.Properties) > 0 && l.systemd == nil {
+		return nil, fail.New(fail.NotSupported, "leave out --property", "without systemd, a session has no properties")
+	}
 	info := Info{
-		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID, User: spec.User,
-		Command: abridged(spec.Command), Writable: spec.Writable, Started: time.Now(),
+		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID,
+		Owner: spec.Caller.uid(), User: spec.User,
+		Command: abridged(spec.Command), Writable: spec.Writable, TTY: spec.Terminal, Started: time.Now(),
 	}
 	if info.User == "" {
 		info.User = "root"
@@ -108,8 +113,9 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 
 	lines := json.NewEncoder(control)
 	req := request{
-		Info: info, Command: spec.Command, Env: spec.Env, Dir: spec.Dir, Strict: spec.Strict, NoLabel: spec.NoLabel,
-		Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns, Shielded: l.Shielded() == nil,
+		Info: info, Caller: spec.Caller, Results: l.results, Command: spec.Command, Env: spec.Env, Dir: spec.Dir,
+		Strict: spec.Strict, NoLabel: spec.NoLabel, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
+		Shielded: l.Shielded() == nil,
 	}
 	if l.systemd != nil {
 		s.Scope = units.ScopeName(m.Name, s.ID)
@@ -119,7 +125,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		return nil, fmt.Errorf("talking to the session process: %w", err)
 	}
 	if l.systemd != nil {
-		if err := l.scope(ctx, s, m); err != nil && s.Process.Alive() {
+		if err := l.scope(ctx, s, spec.Properties); err != nil && s.Process.Alive() {
 			return nil, err
 		}
 	}
@@ -179,13 +185,14 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
 }
 
-func (l *Launcher) scope(ctx context.Context, s *Session, m *machine.Machine) error {
+func (l *Launcher) scope(ctx context.Context, s *Session, properties []units.Property) error {
 	err := l.systemd.StartScope(ctx, units.Scope{
 		Name:        s.Scope,
 		Description: fmt.Sprintf("Session in %s as %s: %s", s.Machine, s.User, strings.Join(s.Command, " ")),
 		Slice:       Slice,
 		PIDFD:       s.Process.File,
 		PID:         s.PID,
+		Properties:  properties,
 	})
 	if err != nil {
 		return fmt.Errorf("making the session's scope: %w", err)
@@ -225,8 +232,10 @@ func (i *Info) arguments() []string {
 		"--class=" + i.Class,
 		"--service=" + i.Service,
 		"--leader=" + strconv.Itoa(i.Leader),
+		"--owner=" + strconv.FormatUint(uint64(i.Owner), 10),
 		"--user=" + i.User,
 		"--writable=" + strconv.FormatBool(i.Writable),
+		"--tty=" + strconv.FormatBool(i.TTY),
 		"--started=" + i.Started.Format(time.RFC3339Nano),
 		"--",
 	}, i.Command...)
@@ -256,10 +265,14 @@ func parseArguments(args []string) (Info, error) {
 			i.Service = value
 		case "--leader":
 			i.Leader, err = strconv.Atoi(value)
+		case "--owner":
+			i.Owner, err = parseID(value)
 		case "--user":
 			i.User = value
 		case "--writable":
 			i.Writable, err = strconv.ParseBool(value)
+		case "--tty":
+			i.TTY, err = strconv.ParseBool(value)
 		case "--started":
 			i.Started, err = time.Parse(time.RFC3339Nano, value)
 		}

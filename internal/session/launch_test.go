@@ -5,12 +5,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cntr-attach/cntr-attach/fuse"
+	"github.com/cntr-attach/cntr-attach/internal/ns"
 )
 
 func TestArgumentsRoundTrip(t *testing.T) {
 	want := Info{
-		ID: "1f2e3d4c", Machine: "nspawn:web", Class: "container", Service: "systemd-nspawn", Leader: 4711,
-		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true,
+		ID: "1f2e3d4c", Machine: "nspawn:web", Class: "container", Service: "systemd-nspawn", Leader: 4711, Owner: 1000,
+		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true, TTY: true,
 		Started: time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC),
 	}
 	got, err := parseArguments(want.arguments())
@@ -80,5 +83,48 @@ func TestEnvironment(t *testing.T) {
 	}
 	if !reflect.DeepEqual(env, want) || !reflect.DeepEqual(path, []string{"/a", "/b"}) {
 		t.Errorf("got %q, %q; want %q", env, path, want)
+	}
+}
+
+func TestShownToCaller(t *testing.T) {
+	for name, c := range map[string]struct {
+		ranges  []ns.Range
+		own     []uint32
+		command uint32
+		want    []fuse.IDRange
+	}{
+		"a user namespace, as root": {
+			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}},
+			[]uint32{1000},
+			0,
+			[]fuse.IDRange{{Tree: 1000, Session: 100000, Count: 1}, {Tree: 0, Session: 100000, Count: 1000}, {Tree: 1001, Session: 101001, Count: 64535}},
+		},
+		"none, as root": {
+			[]ns.Range{{Count: 1<<32 - 1}},
+			[]uint32{1000},
+			0,
+			[]fuse.IDRange{{Tree: 1000, Session: 0, Count: 1}, {Tree: 0, Session: 0, Count: 1000}, {Tree: 1001, Session: 1001, Count: 1<<32 - 1 - 1001}},
+		},
+		"several ids, as nobody": {
+			[]ns.Range{{Inside: 0, Outside: 100000, Count: 65536}},
+			[]uint32{1000, 0, 1000},
+			65534,
+			[]fuse.IDRange{
+				{Tree: 1000, Session: 165534, Count: 1},
+				{Tree: 0, Session: 165534, Count: 1},
+				{Tree: 1, Session: 100001, Count: 999},
+				{Tree: 1001, Session: 101001, Count: 64535},
+			},
+		},
+		"of the caller's own, with one id": {
+			[]ns.Range{{Inside: 0, Outside: 1000, Count: 1}},
+			[]uint32{1000},
+			0,
+			[]fuse.IDRange{{Tree: 1000, Session: 1000, Count: 1}, {Tree: 0, Session: 1000, Count: 1}},
+		},
+	} {
+		if got := shownTo(c.ranges, c.own, c.command); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
 	}
 }

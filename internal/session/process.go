@@ -79,7 +79,14 @@ func Main() int {
 		}
 		return 1
 	}
+	p.logStart()
 	s := p.wait(reaper, terminate)
+	usage, wall := p.usage()
+	s.Usage, s.Wall = &usage, wall
+	p.logEnd(s)
+	if err := s.leaveResult(p.request.Results, p.request.Info.ID); err != nil {
+		fmt.Fprintf(os.Stderr, "cntr-session: leaving the session's result: %v\n", err)
+	}
 	if err := s.write(p.status); err != nil && !errors.Is(err, unix.EPIPE) {
 		fmt.Fprintf(os.Stderr, "cntr-session: telling the session's status: %v\n", err)
 	}
@@ -203,7 +210,7 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 		}
 		e.Terminal = p.terminal
 	}
-	if err := p.serve(uids, gids, e.Label); err != nil {
+	if err := p.serve(uids, gids, e); err != nil {
 		return nil, err
 	}
 	e.Root, e.Mounts = p.mount, p.tree.mounts
@@ -215,16 +222,24 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 }
 
 // serve starts the file system.
-func (p *process) serve(uids, gids []ns.Range, label ns.Label) error {
+func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	p.tree.own(host)
+	ids := fuse.IDMap{UID: shown(uids), GID: shown(gids)}
+	if c := p.request.Caller; c != nil {
+		ids = fuse.IDMap{
+			UID: shownTo(uids, []uint32{c.UID}, e.UID),
+			GID: shownTo(gids, append([]uint32{c.GID}, c.Groups...), e.GID),
+		}
+	}
 	p.fs, err = fuse.New(fuse.Options{
 		Root:     host,
 		Writable: p.request.Info.Writable,
-		IDs:      fuse.IDMap{UID: shown(uids), GID: shown(gids)},
+		IDs:      ids,
+		Caller:   p.request.Caller.credential(),
 		Extra:    p.tree.extra,
 		// Off by itself where the kernel or a file cannot.
 		Passthrough: true,
@@ -233,7 +248,7 @@ func (p *process) serve(uids, gids []ns.Range, label ns.Label) error {
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
 	}
-	device, mount, err := ns.MountFUSE(p.request.Info.Writable, label.Files)
+	device, mount, err := ns.MountFUSE(p.request.Info.Writable, e.Label.Files)
 	if err != nil {
 		return err
 	}

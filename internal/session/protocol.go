@@ -30,7 +30,9 @@ const programName = "cntr-session"
 // request is the first line on the control socket.
 type request struct {
 	Info     Info     `json:"info"`
-	Command  []string `json:"command"` // whole, where Info's may be cut short
+	Caller   *Caller  `json:"caller,omitempty"`
+	Results  string   `json:"results,omitempty"` // directory for the result, if the service wants it
+	Command  []string `json:"command"`           // whole, where Info's may be cut short
 	Env      []string `json:"env"`
 	Dir      string   `json:"dir"`
 	Strict   bool     `json:"strict,omitempty"`

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 )
 
@@ -67,6 +69,37 @@ func inspect(pid string) *Session {
 		}
 	}
 	_ = process.Close()
+	return nil
+}
+
+// Kill sends a signal to all that runs in a session, but not to its session process and reaper.
+func (l *Launcher) Kill(s *Session, signal unix.Signal) error {
+	cgroup, err := cgroupOf(uint32(s.PID))
+	if err != nil || !s.Process.Alive() {
+		return fail.New(fail.NoSuchSession, "", "session %s has just ended", s.ID)
+	}
+	if s.Scope == "" || filepath.Base(cgroup) != s.Scope {
+		return fail.New(fail.NotSupported, "terminate it, or send signals by hand", "session %s has no scope", s.ID)
+	}
+	m := members{cgroup: cgroup}
+	if m.dir, err = cgroupDir(cgroup); err != nil {
+		return err
+	}
+	pids, err := m.others()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		process, err := machine.OpenLeader(pid)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err == nil && exe != sealedName && m.has(uint32(pid)) && process.Alive() {
+			_ = unix.PidfdSendSignal(int(process.File.Fd()), signal, nil, 0) // it may have ended
+		}
+		_ = process.Close()
+	}
 	return nil
 }
 

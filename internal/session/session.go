@@ -19,22 +19,25 @@ import (
 	"time"
 
 	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/units"
 )
 
 // Spec is what a caller asks of a session.
 type Spec struct {
-	Command  []string    // argv; never empty
-	Env      []string    // NAME=VALUE, all that the command gets but for what the session itself sets
-	Dir      string      // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
-	User     string      // name or numeric id, looked up in the machine; "" is root
-	Writable bool        // the tools tree may be written to
-	Strict   bool        // no capability that the machine's first process cannot have, and nothing of its environment
-	NoLabel  bool        // do not take on the machine's AppArmor or SELinux label
-	Terminal bool        // give the command a new terminal, and its master to the caller
-	Rows     uint16      // the terminal's size; 0 if not known
-	Columns  uint16      // likewise
-	Stdio    [3]*os.File // stdin, stdout, stderr, when not Terminal: pipes or sockets, owned by the caller
-	Status   *os.File    // where the end is told, see [Status]: the write end of a pipe, owned by the caller
+	Caller     *Caller          // for whom it is; nil is root
+	Command    []string         // argv; never empty
+	Env        []string         // NAME=VALUE, all that the command gets but for what the session itself sets
+	Dir        string           // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
+	User       string           // name or numeric id, looked up in the machine; "" is root
+	Writable   bool             // the tools tree may be written to
+	Strict     bool             // no capability that the machine's first process cannot have, and nothing of its environment
+	NoLabel    bool             // do not take on the machine's AppArmor or SELinux label
+	Terminal   bool             // give the command a new terminal, and its master to the caller
+	Rows       uint16           // the terminal's size; 0 if not known
+	Columns    uint16           // likewise
+	Stdio      [3]*os.File      // stdin, stdout, stderr, when not Terminal: pipes or sockets, owned by the caller
+	Properties []units.Property // of its scope
+	Status     *os.File         // where the end is told, see [Status]: the write end of a pipe, owned by the caller
 }
 
 // Info is what can be told about a running session. The session process carries it in its own command
@@ -45,9 +48,11 @@ type Info struct {
 	Class    string    `json:"class"`
 	Service  string    `json:"service,omitempty"`
 	Leader   int       `json:"leader"` // the machine's first process
+	Owner    uint32    `json:"owner"`  // uid on the host of the person who started it
 	User     string    `json:"user"`
 	Command  []string  `json:"command"` // cut short if very long
 	Writable bool      `json:"writable,omitempty"`
+	TTY      bool      `json:"tty,omitempty"` // the command has a terminal
 	Started  time.Time `json:"started"`
 	Scope    string    `json:"-"` // cntr-<machine>-<id>.scope; empty where there is no systemd
 	PID      int       `json:"-"` // the session process

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,10 +18,12 @@ import (
 //
 // The pipe is also the client's hold on the session: when its reading end is closed, the session ends.
 type Status struct {
-	Exit       int         `json:"exit"`                 // the command's exit status
-	Signal     int         `json:"signal,omitempty"`     // the signal that killed the command; 0 if it exited
-	Terminated bool        `json:"terminated,omitempty"` // somebody ended the session
-	Error      *fail.Error `json:"error,omitempty"`      // the session failed; nothing else is then of use
+	Exit       int           `json:"exit"`                 // the command's exit status
+	Signal     int           `json:"signal,omitempty"`     // the signal that killed the command; 0 if it exited
+	Wall       time.Duration `json:"wall,omitempty"`       // from its start to its end
+	Usage      *Usage        `json:"usage,omitempty"`      // what it has cost; nil if that is not known
+	Terminated bool          `json:"terminated,omitempty"` // somebody ended the session
+	Error      *fail.Error   `json:"error,omitempty"`      // the session failed; nothing else is then of use
 }
 
 // ExitCode returns the exit status that a shell would give: the command's own, 128+N if signal N killed
@@ -39,10 +42,14 @@ func (s Status) ExitCode() int {
 func ReadStatus(pipe io.Reader) Status {
 	var s Status
 	if err := json.NewDecoder(pipe).Decode(&s); err != nil {
-		return Status{Error: fail.New(fail.Internal, "see journalctl -u cntr-attachd",
-			"the session process was killed")}
+		return killed()
 	}
 	return s
+}
+
+// killed is the end of a session whose process could not tell any.
+func killed() Status {
+	return Status{Error: fail.New(fail.Internal, "see journalctl -u cntr-attachd", "the session process was killed")}
 }
 
 func (s Status) write(pipe *os.File) error {

@@ -142,8 +142,9 @@ func (t *tree) mountDir(target string, m ns.Mount) {
 // has no such thing.
 func (t *tree) openIn(root *ns.Root, path string, kind uint32) (*os.File, error) {
 	f, err := root.Open(path)
-	// ELOOP: a symbolic link into procfs, which is not followed. A machine's own affair.
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	// ELOOP: a symbolic link into procfs, which is not followed. EACCES: a place where the machine's own root has no
+	// right to be. A machine's own affair.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, nil
 	}
 	if err != nil {

@@ -52,7 +52,7 @@ func findAccount(root *ns.Root, user string) (account, error) {
 // into procfs) is as good as none.
 func readDatabase(root *ns.Root, path string) (string, error) {
 	data, err := root.ReadFile(path, databaseLimit)
-	for _, none := range []error{fs.ErrNotExist, unix.ENOTDIR, unix.ELOOP, unix.EINVAL} {
+	for _, none := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.EINVAL} {
 		if errors.Is(err, none) {
 			return "", nil
 		}

@@ -1,0 +1,77 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// UserNamespaceOwners returns who made the user namespace of process pid, and those around it, up to the caller's own:
+// uids of the host (NS_GET_OWNER_UID and NS_GET_PARENT, ioctl_ns(2), Linux 4.11). An owner has all capabilities in the
+// namespace. None: the process is in the caller's user namespace.
+func UserNamespaceOwners(pid int) ([]uint32, error) {
+	own, err := os.Stat("/proc/self/ns/user")
+	if err != nil {
+		return nil, err
+	}
+	at, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeAll(at) }()
+	var owners []uint32
+	for {
+		info, err := at.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if os.SameFile(own, info) {
+			return owners, nil
+		}
+		uid, err := unix.IoctlGetUint32(int(at.Fd()), unix.NS_GET_OWNER_UID)
+		if err != nil {
+			return nil, fmt.Errorf("who owns the user namespace of process %d: %w", pid, err)
+		}
+		owners = append(owners, uid)
+		parent, err := unix.IoctlRetInt(int(at.Fd()), unix.NS_GET_PARENT)
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("process %d is in no user namespace below this one's", pid)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the user namespace around that of process %d: %w", pid, err)
+		}
+		unix.CloseOnExec(parent)
+		closeAll(at)
+		at = os.NewFile(uintptr(parent), "user namespace")
+	}
+}
+
+// asUser runs f with the file system ids of somebody of the host and no supplementary groups. An id that is not root's
+// takes the capabilities over files from the thread as well, as long as it lasts (capabilities(7), 'Effect of user ID
+// changes'). The thread's groups are not those of the process meanwhile: Linux keeps all of these per thread.
+func asUser(uid, gid uint32, f func() error) error {
+	if uid == 0 && gid == 0 {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		// The thread ends with the goroutine, and what was changed with it.
+		runtime.LockOSThread()
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+			done <- fmt.Errorf("dropping groups: %w", errno)
+			return
+		}
+		unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+		unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
+		// setfsuid(2) does not tell whether it failed; asked for what cannot be, it answers with what is.
+		if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(^uint32(0)), 0, 0); uint32(now) != uid {
+			done <- fmt.Errorf("becoming user %d: still %d", uid, now)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
