@@ -51,7 +51,7 @@ func (fs *tree) Create(_ <-chan struct{}, in *raw.CreateIn, name string, out *ra
 	if err != nil {
 		return status(err)
 	}
-	return fs.created(dir, fd, in.Flags, out)
+	return fs.created(dir, name, fd, in.Flags, out)
 }
 
 // Tmpfile is open(2) with O_TMPFILE.
@@ -72,7 +72,7 @@ func (fs *tree) Tmpfile(_ <-chan struct{}, in *raw.CreateIn, out *raw.CreateOut)
 	if err != nil {
 		return status(err)
 	}
-	st = fs.created(dir, fd, in.Flags, out)
+	st = fs.created(dir, "", fd, in.Flags, out)
 	if st.Ok() {
 		if n := fs.inodes.get(out.NodeId); n != nil {
 			fs.pinIfLast(n, 0)
@@ -81,8 +81,8 @@ func (fs *tree) Tmpfile(_ <-chan struct{}, in *raw.CreateIn, out *raw.CreateOut)
 	return st
 }
 
-// created answers for a file that was made and opened as fd.
-func (fs *tree) created(_ *inode, fd int, flags uint32, out *raw.CreateOut) raw.Status {
+// created answers for a file that was made and opened as fd, and has a name in dir or none.
+func (fs *tree) created(dir *inode, name string, fd int, flags uint32, out *raw.CreateOut) raw.Status {
 	path, err := unix.Openat(fs.threads.procFD, fdName(fd), unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		unix.Close(fd)
@@ -92,6 +92,9 @@ func (fs *tree) created(_ *inode, fd int, flags uint32, out *raw.CreateOut) raw.
 	if err != nil {
 		unix.Close(fd)
 		return status(err)
+	}
+	if n.handle == "" && name != "" {
+		fs.descs.place(n, dir, name)
 	}
 	fs.enter(n, &stx, &out.EntryOut)
 	fs.opened(n, fd, flags, &out.OpenOut)

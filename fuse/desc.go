@@ -7,17 +7,16 @@ import (
 )
 
 // descs lends descriptors for inodes. Up to limit of them are kept open for the next use, the least recently used are
-// closed first; an inode whose descriptor was closed is opened again by its file handle.
+// closed first; an inode whose descriptor was closed is opened again by its file handle or its place.
 //
-// Two sorts are kept beyond the limit: those of inodes that have no handle, and those that are pinned because the
-// inode was unlinked and may be found by nothing else any more.
+// Kept beyond the limit are those of inodes that nothing else leads to any more: they were unlinked.
 type descs struct {
-	mu      sync.Mutex
-	lru     desc // head of a ring of those that may be closed: next is the most recent
-	count   int  // in the ring
-	now     uint32
-	limit   int
-	threads *threads
+	mu     sync.Mutex
+	lru    desc // head of a ring of those that may be closed: next is the most recent
+	count  int  // in the ring
+	now    uint32
+	limit  int
+	open   func(*inode) (int, error) // opens an inode again
 }
 
 // desc is an O_PATH descriptor of an inode.
@@ -30,39 +29,39 @@ type desc struct {
 	n          *inode
 }
 
-func newDescs(limit int, t *threads) *descs {
-	d := &descs{limit: limit, threads: t}
+func newDescs(limit int, open func(*inode) (int, error)) *descs {
+	d := &descs{limit: limit, open: open}
 	d.lru.next, d.lru.prev = &d.lru, &d.lru
 	return d
 }
 
 // borrow returns a descriptor for n, to be given back with put.
 func (ds *descs) borrow(n *inode) (*desc, error) {
-	ds.mu.Lock()
-	if d := n.desc; d != nil {
-		d.refs++
-		d.used = ds.now
-		if d.next != nil && ds.lru.next != d {
-			ds.unlink(d)
-			ds.link(d)
-		}
-		ds.mu.Unlock()
+	if d := ds.borrowOpen(n); d != nil {
 		return d, nil
 	}
-	ds.mu.Unlock()
-
-	if n.mnt == nil || n.handle == "" {
-		return nil, unix.ESTALE
-	}
-	fd := -1
-	err := ds.threads.with(capDACReadSearch, 0, func() (err error) {
-		fd, err = openHandle(n.mnt.fd, n.handle)
-		return err
-	})
+	fd, err := ds.open(n)
 	if err != nil {
 		return nil, err
 	}
 	return ds.keep(n, fd, 1), nil
+}
+
+// borrowOpen is borrow for an inode that has a descriptor, or nil.
+func (ds *descs) borrowOpen(n *inode) *desc {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	d := n.desc
+	if d == nil {
+		return nil
+	}
+	d.refs++
+	d.used = ds.now
+	if d.next != nil && ds.lru.next != d {
+		ds.unlink(d)
+		ds.link(d)
+	}
+	return d
 }
 
 // offer gives fd, an O_PATH descriptor of n, to be kept or closed.
@@ -79,7 +78,7 @@ func (ds *descs) keep(n *inode, fd, refs int) *desc {
 	d := &desc{fd: fd, refs: refs, n: n}
 	n.desc = d
 	var old []int
-	if n.handle != "" && !n.pinned {
+	if n.mayClose() {
 		ds.link(d)
 		old = ds.trim()
 	}
@@ -134,9 +133,33 @@ func (ds *descs) unpin(n *inode) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	n.pinned = false
-	if n.desc != nil && n.desc.next == nil && n.handle != "" {
+	if n.desc != nil && n.desc.next == nil && n.mayClose() {
 		ds.link(n.desc)
 	}
+}
+
+// place notes where an inode without a handle is.
+func (ds *descs) place(n, dir *inode, name string) {
+	ds.mu.Lock()
+	if p := n.place; p == nil || p.dir != dir.node || p.name != name {
+		n.place = &place{dir.node, name}
+	}
+	n.pinned = false
+	var old []int
+	if n.desc != nil && n.desc.next == nil {
+		ds.link(n.desc)
+		old = ds.trim()
+	}
+	ds.mu.Unlock()
+	for _, fd := range old {
+		unix.Close(fd)
+	}
+}
+
+func (ds *descs) placeOf(n *inode) *place {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	return n.place
 }
 
 // drop closes the descriptor of an inode that was forgotten.
@@ -170,7 +193,7 @@ func (ds *descs) age() {
 	ds.now++
 	for d := ds.lru.prev; d != &ds.lru && ds.now-d.used > idle; {
 		prev := d.prev
-		if d.refs == 0 {
+		if d.refs == 0 && (d.n.handle != "" || !d.n.isDir()) { // a directory's place can change under who is in it
 			ds.unlink(d)
 			d.n.desc = nil
 			fds = append(fds, d.fd)

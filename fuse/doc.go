@@ -8,7 +8,7 @@
 //
 //	transport   reads requests from /dev/fuse and writes the answers (transport.go)
 //	operations  what each request means: lookup.go, file.go, open.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
-//	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go)
+//	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go, place.go)
 //
 // # What an inode is
 //
@@ -19,7 +19,8 @@
 // were open, and can be led out of the tree by whoever swaps a directory for a symbolic link at the right moment.
 //
 // To work on an inode we need a descriptor. A bounded number of them is kept (desc.go); the rest are opened again by
-// their handle with open_by_handle_at(2), which finds the very same inode or fails with ESTALE. An inode that is known is
+// their handle with open_by_handle_at(2), which finds the very same inode or fails with ESTALE. On a file system without
+// file handles, an inode is looked for where it was seen last (place.go), and checked. An inode that is known is
 // recognised by statx(2) alone, where its number and the time of its birth leave no doubt (birthOf). Names are only ever
 // used one component at a time, relative to the descriptor of their directory, with O_PATH and O_NOFOLLOW: that opens
 // nothing and follows nothing. A descriptor for input and output is then made from the O_PATH one through
@@ -53,8 +54,9 @@
 //   - Unix sockets and FIFOs of the tree are not connected to the tree's (ECONNREFUSED for sockets).
 //   - Mounted procfs and autofs are shown as empty directories; our own mount, if it is in the tree, is not
 //     entered (ELOOP).
-//   - A file system without file handles, overlayfs for one, costs a descriptor for each inode of it that the kernel
-//     remembers. Where there are none left, lookups fail with EMFILE.
+//   - On a file system without file handles, overlayfs for one, a directory that the host moved fails with ESTALE for
+//     who is in it, if its descriptor had to be closed for want of descriptors, until the session comes by it again by
+//     path. Where an inode number is used again under the same name, the two files are taken for one.
 //   - All ioctls but those of ioctl.go fail with ENOTTY. fallocate with COLLAPSE_RANGE or INSERT_RANGE and reflinks
 //     are refused by the kernel for all FUSE file systems (EOPNOTSUPP), and syncfs(2) does not reach the server.
 //   - POSIX locks that wait for one another in a circle are not found out (no EDEADLK).

@@ -48,7 +48,7 @@ type Options struct {
 	Passthrough bool
 
 	// Descriptors bounds how many descriptors are kept only to be quick. The default is a quarter of RLIMIT_NOFILE,
-	// at most 4096. Open files, and inodes of file systems without file handles, come on top.
+	// at most 4096. Open files, and files that were unlinked while they are in use, come on top.
 	Descriptors int
 }
 
@@ -132,12 +132,12 @@ func New(o Options) (*FileSystem, error) {
 		cache:         o.Cache.withDefaults(),
 		inodes:        newTable(),
 		mounts:        newMounts(threads),
-		descs:         newDescs(o.descriptors()-o.descriptors()/4, threads),
 		threads:       threads,
 		started:       time.Now(),
 		gen:           generation(),
 	}
 	t.opts.Root = nil
+	t.descs = newDescs(o.descriptors()-o.descriptors()/4, t.reopenInode)
 	t.handles.init()
 	t.opens.init(o.descriptors() / 4)
 	t.locks.init()
@@ -189,12 +189,7 @@ func (fs *tree) addRoot(root *os.File, top *extra) error {
 		return err
 	}
 	var buf handleBuffer
-	stx, handle, err := identify(fd, &buf)
-	if err != nil {
-		unix.Close(fd)
-		return err
-	}
-	mnt, err := fs.mounts.get(fd, &stx)
+	mnt, handle, stx, err := fs.identify(fd, &buf)
 	if err != nil {
 		unix.Close(fd)
 		return err

@@ -118,6 +118,7 @@ func (hs *handles) closeAll() {
 // lent is a descriptor for the length of one operation.
 type lent struct {
 	fs *tree
+	n  *inode
 	fd int
 	d  *desc
 	h  *handle
@@ -141,18 +142,18 @@ func (l *lent) release() {
 func (fs *tree) lend(n *inode, fh uint64, hasFh bool) (lent, error) {
 	if hasFh {
 		if h := fs.handles.get(fh); h != nil && h.n == n && h.fd >= 0 {
-			return lent{fs: fs, fd: h.fd}, nil
+			return lent{fs: fs, n: n, fd: h.fd}, nil
 		}
 	}
 	d, err := fs.descs.borrow(n)
 	if err == nil {
-		return lent{fs: fs, fd: d.fd, d: d}, nil
+		return lent{fs: fs, n: n, fd: d.fd, d: d}, nil
 	}
 	s := fs.opens.find(n)
 	if s == nil {
 		return lent{}, err
 	}
-	l := lent{fs: fs, s: s, fd: -1}
+	l := lent{fs: fs, n: n, s: s, fd: -1}
 	s.mu.Lock()
 	if s.fd >= 0 {
 		l.fd = s.fd

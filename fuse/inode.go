@@ -28,6 +28,7 @@ type inode struct {
 	next    *inode                // with the same number on the same mount; guarded by table.mu
 	birth   int64                 // see birthOf; guarded by table.mu
 	desc    *desc                 // a descriptor, if there is one; guarded by descs.mu
+	place   *place                // of one without a handle; guarded by descs.mu
 	extra   atomic.Pointer[extra] // entries made up below this directory, or, with made, the entry that this is
 	stamp   atomic.Uint64         // of size and times when it was last opened, see unchanged
 	kind    uint32                // S_IFMT of the mode; never changes
@@ -37,36 +38,36 @@ type inode struct {
 
 func (n *inode) isDir() bool { return n.kind == unix.S_IFDIR }
 
-// identify finds out what fd, an O_PATH descriptor, is. The handle is a slice of buf.
-func identify(fd int, buf *handleBuffer) (stx unix.Statx_t, handle []byte, err error) {
+// mayClose says whether the inode can be opened again. descs.mu is held.
+func (n *inode) mayClose() bool { return !n.pinned && (n.handle != "" || n.place != nil) }
+
+// identify finds out what fd, an O_PATH descriptor, is, and counts a reference to the mount that it is on. The handle is
+// a slice of buf; it is nil if there is none.
+func (fs *tree) identify(fd int, buf *handleBuffer) (mnt *mount, handle []byte, stx unix.Statx_t, err error) {
 	if err = statFD(fd, &stx); err != nil {
-		return stx, nil, err
+		return nil, nil, stx, err
 	}
-	handle, err = readHandle(fd, buf)
-	if err != nil {
-		// EOPNOTSUPP from a file system without handles, EOVERFLOW from one with longer ones than the kernel's limit.
-		// Without a handle the descriptor itself is all there is to keep, see desc.go.
-		return stx, nil, nil
+	if mnt, err = fs.mounts.get(fd, &stx); err != nil {
+		return nil, nil, stx, err
 	}
-	return stx, handle, nil
+	if mnt.noHandles() {
+		return mnt, nil, stx, nil
+	}
+	// EOPNOTSUPP from a file system without handles, EOVERFLOW from one with longer ones than the kernel's limit.
+	if handle, err = readHandle(fd, buf); err != nil {
+		handle = nil
+	}
+	return mnt, handle, stx, nil
 }
 
 // inodeFor returns the inode that fd is on and counts one lookup. It takes over fd, an O_PATH descriptor, also if it
 // fails. The attributes that it read for that are returned for the answer.
 func (fs *tree) inodeFor(fd int) (*inode, unix.Statx_t, error) {
 	var buf handleBuffer
-	stx, handle, err := identify(fd, &buf)
+	mnt, handle, stx, err := fs.identify(fd, &buf)
 	if err != nil {
 		unix.Close(fd)
 		return nil, stx, err
-	}
-	mnt, err := fs.mounts.get(fd, &stx)
-	if err != nil {
-		unix.Close(fd)
-		return nil, stx, err
-	}
-	if mnt.noHandles() {
-		handle = nil
 	}
 	n, fresh := fs.inodes.lookup(inoKey{mnt, stx.Ino}, handle, uint32(stx.Mode)&unix.S_IFMT, mnt.birthOf(&stx))
 	if !fresh {

@@ -19,7 +19,13 @@ var entriesFlag = flag.Int("entries", 50_000, "entries of the directory of TestL
 // TestLargeDirectory reads a directory that takes many requests, goes back to places in it, and removes entries meanwhile.
 // A walk by few descriptors, at that.
 func TestLargeDirectory(t *testing.T) {
-	tree := files(t, "d/")
+	for _, v := range []variant{{name: "file handles"}, {name: "no file handles", overlay: true}} {
+		t.Run(v.name, func(t *testing.T) { largeDirectory(t, v.tree(t)) })
+	}
+}
+
+func largeDirectory(t *testing.T, tree string) {
+	must(t, os.Mkdir(filepath.Join(tree, "d"), 0o755))
 	for i := range *entriesFlag {
 		must(t, os.WriteFile(filepath.Join(tree, "d", strconv.Itoa(i)), nil, 0o644))
 	}

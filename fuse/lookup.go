@@ -84,7 +84,11 @@ func (fs *tree) realChild(dir *inode, fd int, name string) (*inode, unix.Statx_t
 	if err != nil {
 		return nil, stx, err
 	}
-	return fs.inodeFor(child)
+	n, stx, err := fs.inodeFor(child)
+	if err == nil && n.handle == "" {
+		fs.descs.place(n, dir, name)
+	}
+	return n, stx, err
 }
 
 // lookupSelf answers for an inode by its number alone.
@@ -153,16 +157,9 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 	}
 	defer unix.Close(fd)
 	var buf handleBuffer
-	stx, handle, err := identify(fd, &buf)
+	mnt, handle, stx, err := fs.identify(fd, &buf)
 	if err != nil {
 		return err
-	}
-	mnt, err := fs.mounts.get(fd, &stx)
-	if err != nil {
-		return err
-	}
-	if mnt.noHandles() {
-		handle = nil
 	}
 	parent, fresh := fs.inodes.known(inoKey{mnt, stx.Ino}, handle)
 	if !fresh {

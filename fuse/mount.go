@@ -12,7 +12,7 @@ type mount struct {
 	id    uint64 // stx_mnt_id
 	dev   uint64 // the device number, st_dev
 	index uint64 // tells the devices of the tree apart, see inoFor
-	fd    int    // an open descriptor on it for open_by_handle_at, -1 if there can be none
+	fd    int    // an open descriptor on it for open_by_handle_at, or with noHandle an O_PATH one
 	flags mountFlags
 	refs  int // guarded by mounts.mu
 }
@@ -26,9 +26,11 @@ const (
 	volatileData
 	// honestBirth: the file system notes when an inode is made, and nobody can change that.
 	honestBirth
+	// noHandle: what is on it cannot be found by file handles.
+	noHandle
 )
 
-func (m *mount) noHandles() bool { return m.fd < 0 }
+func (m *mount) noHandles() bool { return m.flags&noHandle != 0 }
 
 // mounts are the mounts of the tree that are in use.
 type mounts struct {
@@ -134,6 +136,14 @@ func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 	if m.flags&opaque == 0 {
 		m.fd = ms.open(fd, stx)
 	}
+	if m.fd < 0 {
+		m.flags = m.flags&^honestBirth | noHandle
+		// A descriptor on it all the same: while there is one, no other mount gets its number.
+		var err error
+		if m.fd, err = unix.Openat(ms.threads.procFD, fdName(fd), unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+			return nil, err
+		}
+	}
 	index, ok := ms.devs[dev]
 	if !ok {
 		index = uint64(len(ms.devs))
@@ -204,9 +214,7 @@ func (ms *mounts) put(m *mount) {
 		return
 	}
 	delete(ms.byID, mountID{m.id, m.dev})
-	if m.fd >= 0 {
-		unix.Close(m.fd)
-	}
+	unix.Close(m.fd)
 }
 
 // inoFor makes the inode number that the session sees. Numbers are unique on one device only, but the session sees one

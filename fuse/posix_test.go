@@ -5,15 +5,38 @@ package fuse
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/posixtest"
+	"golang.org/x/sys/unix"
 )
 
 // variant is one way to serve a tree that the same tests run in.
 type variant struct {
-	name string
-	o    Options
+	name    string
+	o       Options
+	overlay bool // the tree is on overlayfs, which has no file handles
+}
+
+// tree makes an empty tree.
+func (v *variant) tree(t *testing.T) string {
+	t.Helper()
+	if !v.overlay {
+		return files(t)
+	}
+	dir, err := os.MkdirTemp("", "overlay") // t.TempDir may have a comma in it
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	must(t, os.Chmod(dir, 0o755))
+	for _, name := range []string{"lower", "upper", "work", "tree"} {
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o755))
+	}
+	tree := filepath.Join(dir, "tree")
+	must(t, unix.Mount("overlay", tree, "overlay", 0,
+		fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", dir, dir, dir)))
+	t.Cleanup(func() { must(t, unix.Unmount(tree, 0)) })
+	return tree
 }
 
 // variants is the matrix of options.
@@ -21,15 +44,19 @@ func variants() []variant {
 	ids := []IDRange{{Tree: 0, Session: 0, Count: 1000}, {Tree: 100000, Session: 1000, Count: 64000}}
 	short := Cache{Entry: -1, Attr: -1, Negative: -1}
 	return []variant{
-		{"plain", Options{}},
-		{"passthrough", Options{Passthrough: true}},
-		{"passthrough, few descriptors, no caches", Options{Passthrough: true, Descriptors: 2, Cache: short}},
-		{"few descriptors, id map", Options{Descriptors: 2, IDs: IDMap{UID: ids, GID: ids}}},
-		{"no caches", Options{Cache: short}},
-		{"passthrough, caches forever, id map", Options{
+		{name: "plain"},
+		{name: "passthrough", o: Options{Passthrough: true}},
+		{
+			name: "passthrough, few descriptors, no caches",
+			o:    Options{Passthrough: true, Descriptors: 2, Cache: short},
+		},
+		{name: "few descriptors, id map", o: Options{Descriptors: 2, IDs: IDMap{UID: ids, GID: ids}}},
+		{name: "no caches", o: Options{Cache: short}},
+		{name: "passthrough, caches forever, id map", o: Options{
 			Passthrough: true, IDs: IDMap{UID: ids, GID: ids}, Cache: Cache{Forever, Forever, Forever},
 		}},
-		{"checked opener", Options{Allow: func(tid uint32) bool { return tid != 0 }}},
+		{name: "checked opener", o: Options{Allow: func(tid uint32) bool { return tid != 0 }}},
+		{name: "no file handles, few descriptors", o: Options{Descriptors: 2}, overlay: true},
 	}
 }
 
@@ -42,7 +69,7 @@ func TestPOSIX(t *testing.T) {
 	for _, v := range variants() {
 		t.Run(v.name, func(t *testing.T) {
 			v.o.Writable = true
-			s := serve(t, files(t), v.o)
+			s := serve(t, v.tree(t), v.o)
 			for name, test := range posixtest.All {
 				if name == notPOSIX {
 					continue

@@ -41,8 +41,8 @@ func TestRandomOperations(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	all := append(variants(), variant{"caller is a user", Options{Caller: &Credential{UID: 1000, GID: 1000}}},
-		variant{"caller is a user, passthrough", Options{Passthrough: true, Caller: &Credential{UID: 1000, GID: 1000}}})
+	all := append(variants(), variant{name: "caller is a user", o: Options{Caller: &Credential{UID: 1000, GID: 1000}}},
+		variant{name: "caller is a user, passthrough", o: Options{Passthrough: true, Caller: &Credential{UID: 1000, GID: 1000}}})
 	threads := []int{1, 8}
 	ops := *opsFlag / len(all) / len(threads)
 	for _, v := range all {
@@ -50,7 +50,7 @@ func TestRandomOperations(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, %d threads", v.name, n), func(t *testing.T) {
 				t.Logf("seed %d", seed)
 				v.o.Writable = true
-				s := serve(t, files(t), v.o)
+				s := serve(t, v.tree(t), v.o)
 				plain := files(t)
 				who := func(f func()) { f() }
 				if c := v.o.Caller; c != nil {

@@ -36,28 +36,11 @@ type pinned struct {
 	n  *inode
 }
 
-// pinName pins the inode behind a name that is about to be removed, if the kernel knows it and this is its last name.
+// pinName pins the inode behind a name that is about to be removed, if the kernel knows it and this is its last name, or
+// may be the only one by which it can be found.
 func (fs *tree) pinName(dirfd int, name string) pinned {
-	fd, err := openPath(dirfd, name)
-	if err != nil {
-		return pinned{}
-	}
-	defer unix.Close(fd)
-	var buf handleBuffer
-	stx, handle, err := identify(fd, &buf)
-	if err != nil || stx.Nlink > 1 && stx.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return pinned{}
-	}
-	mnt, err := fs.mounts.get(fd, &stx)
-	if err != nil {
-		return pinned{}
-	}
-	defer fs.mounts.put(mnt)
-	if mnt.noHandles() {
-		return pinned{} // has a descriptor anyway
-	}
-	n := fs.inodes.peek(inoKey{mnt, stx.Ino}, handle)
-	if n == nil {
+	n, links := fs.knownAt(dirfd, name)
+	if n == nil || n.handle != "" && links > 1 && !n.isDir() {
 		return pinned{}
 	}
 	d, err := fs.descs.borrow(n)
@@ -136,6 +119,12 @@ func (fs *tree) Rename(_ <-chan struct{}, in *raw.RenameIn, oldName, newName str
 	}
 	err := unix.Renameat2(from.fd, oldName, to.fd, newName, uint(flags))
 	p.removed(err)
+	if err == nil {
+		fs.moved(to.n, to.fd, newName)
+	}
+	if err == nil && flags&unix.RENAME_EXCHANGE != 0 {
+		fs.moved(from.n, from.fd, oldName)
+	}
 	return status(err)
 }
 

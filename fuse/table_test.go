@@ -4,6 +4,7 @@ package fuse
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"runtime"
 	"testing"
@@ -13,6 +14,12 @@ import (
 
 // TestInodeMemory measures what the server keeps for each inode that the kernel knows, and that it gives it back.
 func TestInodeMemory(t *testing.T) {
+	for _, handles := range []bool{true, false} {
+		t.Run(fmt.Sprintf("handles %v", handles), func(t *testing.T) { inodeMemory(t, handles) })
+	}
+}
+
+func inodeMemory(t *testing.T, handles bool) {
 	const n = 400_000
 	heap := func() uint64 {
 		var m runtime.MemStats
@@ -21,28 +28,36 @@ func TestInodeMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
-	tab, mnt := newTable(), &mount{}
+	tab, mnt, ds := newTable(), &mount{}, newDescs(1, nil)
+	dir := &inode{node: rootNode}
 	before := heap()
-	handle := make([]byte, 12) // as long as those of ext4
 	for i := range uint64(n) {
-		binary.NativeEndian.PutUint64(handle[4:], i)
-		tab.lookup(inoKey{mnt, i}, handle, unix.S_IFREG, 1)
+		var handle []byte
+		if handles {
+			handle = binary.NativeEndian.AppendUint64(make([]byte, 4, 12), i) // as long as those of ext4
+		}
+		inode, _ := tab.lookup(inoKey{mnt, i}, handle, unix.S_IFREG, 1)
+		if !handles {
+			ds.place(inode, dir, fmt.Sprintf("file-%08d.conf", i))
+		}
 	}
 	each := float64(heap()-before) / n
 	t.Logf("%.0f bytes for each inode", each)
 	if each >= 300 {
 		t.Errorf("%.0f bytes for each inode, want less than 300", each)
 	}
-	var nodes []uint64
-	tab.each(func(n *inode) { nodes = append(nodes, n.node) })
-	for _, node := range nodes {
-		tab.forget(node, 1)
+	var inodes []*inode
+	tab.each(func(n *inode) { inodes = append(inodes, n) })
+	for _, n := range inodes {
+		ds.drop(n)
+		tab.forget(n.node, 1)
 	}
-	nodes = nil
+	inodes = nil
 	if left := int64(heap()) - int64(before); left > 12<<20 {
 		t.Errorf("%d bytes are left after everything was forgotten", left)
 	}
 	runtime.KeepAlive(tab)
+	runtime.KeepAlive(ds)
 }
 
 // TestForgetIsExact walks a tree, lets the kernel drop its caches, and looks at what is left.
