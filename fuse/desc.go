@@ -11,12 +11,12 @@ import (
 //
 // Kept beyond the limit are those of inodes that nothing else leads to any more: they were unlinked.
 type descs struct {
-	mu     sync.Mutex
-	lru    desc // head of a ring of those that may be closed: next is the most recent
-	count  int  // in the ring
-	now    uint32
-	limit  int
-	open   func(*inode) (int, error) // opens an inode again
+	mu    sync.Mutex
+	lru   desc // head of a ring of those that may be closed: next is the most recent
+	count int  // in the ring
+	now   uint32
+	limit int
+	open  func(*inode) (int, error) // opens an inode again
 }
 
 // desc is an O_PATH descriptor of an inode.
