@@ -137,7 +137,7 @@ TESTFLAGS ?=
 test: export TESTHOST := test-$(checkout)
 test: build bin/testhost
 	@$(on_testhost); \
-	$(gotest) -timeout 10m $(TESTFLAGS) ./...
+	$(gotest) -timeout 20m $(TESTFLAGS) ./...
 
 # How fast a session is, next to the host and to cntr 1.6.0; then the Go benchmarks. The first takes about a quarter of
 # an hour; BENCHFLAGS='--only=find --rounds=1' is quicker, bin/bench --help tells more.
