@@ -19,7 +19,10 @@ import (
 //
 // Server threads sit in read(2) on the device. One that gets a request performs it and answers before it reads again,
 // so a request is done by one thread with one wake-up. When no thread is left waiting, the one that took the last
-// request starts another, so slow requests delay nobody.
+// request gets another, so slow requests delay nobody.
+//
+// Few threads wait in read(2). The kernel wakes the one that has waited longest, so with many each would be woken after a
+// long time, on a CPU that sleeps. The others are parked.
 type transport struct {
 	fd      int
 	dev     *os.File
@@ -27,9 +30,13 @@ type transport struct {
 	proto   *raw.ProtocolServer
 	workers sync.WaitGroup
 
-	waiting atomic.Int32 // threads in read(2)
-	running atomic.Int32 // threads
-	growing atomic.Bool  // grow is about to be called
+	waiting atomic.Int32  // threads in read(2)
+	running atomic.Int32  // threads
+	parked  atomic.Int32  // of them
+	growing atomic.Bool   // grow is about to be called
+	unpark  chan struct{} // received from by parked threads
+	end     func()        // closes ended
+	ended   chan struct{}
 	stopped atomic.Bool
 	large   buffers
 
@@ -47,7 +54,8 @@ const (
 
 	smallBuf = 8 << 10 // for answers without data
 
-	maxWaiting  = 10                    // threads that wait for nothing beyond that end; with fewer they would come and go
+	maxWaiting  = 2                     // threads in read(2)
+	maxParked   = 8                     // threads beyond that end; with fewer they would come and go
 	quickly     = 16                    // up to so many threads are started at once when none is waiting,
 	growthDelay = 20 * time.Millisecond // more only if that is still so a little later,
 	maxThreads  = 4096                  // and never more than this, far below the Go runtime's limit of 10,000
@@ -100,7 +108,11 @@ func newTransport(t *tree, dev *os.File) (*transport, error) {
 		dev.Close()
 		return nil, fmt.Errorf("fuse device: %w", err)
 	}
-	c := &transport{fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), tids: make(map[int]struct{})}
+	c := &transport{
+		fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), tids: make(map[int]struct{}),
+		unpark: make(chan struct{}), ended: make(chan struct{}),
+	}
+	c.end = sync.OnceFunc(func() { close(c.ended) })
 	t.backing.connect(fd)
 	return c, nil
 }
@@ -168,14 +180,18 @@ func (c *transport) work() {
 	defer c.large.put(in)
 	for {
 		if c.waiting.Add(1) > maxWaiting {
-			c.waiting.Add(-1)
-			return
+			// Those that were waiting may have got requests, and have counted this thread as one that waits.
+			if c.waiting.Add(-1) >= maxWaiting && !c.park() {
+				return
+			}
+			continue
 		}
 		n, err := c.read(in)
 		if c.waiting.Add(-1) == 0 && err == nil && opcode(in) != opForget && opcode(in) != opBatchForget {
 			c.more()
 		}
 		if err != nil {
+			c.end()
 			if err != errEnd {
 				c.fail(err)
 			}
@@ -203,8 +219,27 @@ func (c *transport) work() {
 	}
 }
 
+// park waits until there is need of one more thread. It returns false if there will be none.
+func (c *transport) park() bool {
+	defer c.parked.Add(-1)
+	if c.parked.Add(1) > maxParked {
+		return false
+	}
+	select {
+	case <-c.unpark:
+		return true
+	case <-c.ended:
+		return false
+	}
+}
+
 // more is called when no thread is left waiting.
 func (c *transport) more() {
+	select {
+	case c.unpark <- struct{}{}:
+		return
+	default: // none is parked
+	}
 	if c.running.Load() < quickly {
 		c.start()
 		return
@@ -346,6 +381,7 @@ func (c *transport) hangUp() {
 	if c.stopped.Swap(true) {
 		return
 	}
+	c.end()
 	c.tree.locks.stop()
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
