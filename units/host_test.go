@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // patience bounds every wait of a test.
@@ -164,6 +166,18 @@ func TestScopeErrors(t *testing.T) {
 	} else {
 		t.Logf("name: %v", err)
 	}
+	there := c.scope("00000006")
+	if err := s.StartScope(bounded(t), there); err != nil {
+		t.Fatal(err)
+	}
+	other := startChild(t, "sleep", "infinity").scope("00000006")
+	if err := s.StartScope(bounded(t), other); !fail.Is(err, fail.LimitsExceeded) || !strings.Contains(err.Error(), there.Name) {
+		t.Errorf("a scope that exists already: %v", err)
+	}
+	if err := s.StopUnit(bounded(t), there.Name); err != nil {
+		t.Error(err)
+	}
+	c = startChild(t, "sleep", "infinity")
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.StartScope(cancelled, c.scope("00000007")); !errors.Is(err, context.Canceled) {

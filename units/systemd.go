@@ -30,6 +30,7 @@ const privateSocket = "/run/systemd/private"
 // once.
 type Systemd struct {
 	conn *dbus.Conn
+	lost context.Context // ends when one of its connections does
 	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
 	withoutPIDFDs atomic.Bool
 }
@@ -52,9 +53,22 @@ func Connect(ctx context.Context) (*Systemd, error) {
 }
 
 func connect(dial func() (*godbus.Conn, error)) (*Systemd, error) {
-	conn, err := dbus.NewConnection(dial)
-	return &Systemd{conn: conn}, err
+	lost, lose := context.WithCancel(context.Background())
+	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) { // called twice
+		c, err := dial()
+		if err == nil {
+			context.AfterFunc(c.Context(), lose)
+		}
+		return c, err
+	})
+	if err != nil {
+		lose()
+	}
+	return &Systemd{conn: conn, lost: lost}, err
 }
+
+// Lost returns a channel that is closed when the connection has ended. It is not made again.
+func (s *Systemd) Lost() <-chan struct{} { return s.lost.Done() }
 
 // Close ends the connection.
 func (s *Systemd) Close() error {
@@ -148,6 +162,8 @@ func (s *Systemd) result(ctx context.Context, done <-chan string, what string) e
 // Names of systemd's errors (org.freedesktop.systemd1(5), systemd's bus-common-errors.h).
 const (
 	noSuchUnit       = "org.freedesktop.systemd1.NoSuchUnit"
+	unitExists       = "org.freedesktop.systemd1.UnitExists"
+	unitMasked       = "org.freedesktop.systemd1.UnitMasked"
 	unknownObject    = "org.freedesktop.DBus.Error.UnknownObject"
 	propertyReadOnly = "org.freedesktop.DBus.Error.PropertyReadOnly"
 )

@@ -91,12 +91,18 @@ func serviceProcess(t *testing.T) *machine.Leader {
 // configure changes the service's command line for one test.
 func configure(t *testing.T, args ...string) {
 	t.Helper()
+	override(t, "ExecStart=", "ExecStart="+binary+" "+strings.Join(args, " "))
+}
+
+// override changes settings of the service for one test.
+func override(t *testing.T, settings ...string) {
+	t.Helper()
 	dir := "/run/systemd/system/" + unit + ".d"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// Started more often than anybody would by hand, it must not run into the limit on starts.
-	text := "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=\nExecStart=" + binary + " " + strings.Join(args, " ") + "\n"
+	text := "[Unit]\nStartLimitIntervalSec=0\n[Service]\n" + strings.Join(settings, "\n") + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "test.conf"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -549,6 +555,36 @@ func TestSecondServiceSaysWhy(t *testing.T) {
 	}
 	if !d.Alive() {
 		t.Error("the first service ended")
+	}
+}
+
+// Nor does the unit fight with a service that somebody has started by hand: it is not tried again and again.
+func TestUnitLeavesAnotherServiceAlone(t *testing.T) {
+	stop(t)
+	byHand := exec.Command(binary, "--idle-timeout=0")
+	if err := byHand.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = byHand.Process.Signal(unix.SIGTERM); _ = byHand.Wait() }()
+	owner := func() string {
+		out, _ := try(t, "busctl", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetConnectionUnixProcessID", "s", "org.cntr.Attach1")
+		return out
+	}
+	mine := fmt.Sprintf("u %d", byHand.Process.Pid)
+	for deadline := time.Now().Add(patience); owner() != mine; {
+		if time.Now().After(deadline) {
+			t.Fatalf("the name is owned by %s, not %s", owner(), mine)
+		}
+	}
+	if out, ok := try(t, "systemctl", "start", unit); ok {
+		t.Errorf("the unit starts: %s", out)
+	}
+	if status, restarts := show(t, "ExecMainStatus"), show(t, "NRestarts"); status != "69" || restarts != "0" {
+		t.Errorf("it ended with %s and was started %s times again", status, restarts)
+	}
+	must(t, "systemctl", "reset-failed", unit)
+	if s := attach(t, connect(t), "slim"); s.finish(t).ExitCode() != 0 || owner() != mine {
+		t.Error("the service that was there first does not go on")
 	}
 }
 
