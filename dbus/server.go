@@ -33,7 +33,7 @@ const (
 // Sessions starts sessions, finds those that run, and ends them: [session.Launcher].
 type Sessions interface {
 	Start(context.Context, *machine.Machine, session.Spec) (*session.Session, error)
-	Running(context.Context) ([]*session.Session, error)
+	Running(ctx context.Context, known func(id string) bool) ([]*session.Session, error)
 	Terminate(context.Context, *session.Session) error
 	Kill(*session.Session, unix.Signal) error
 	Standing(*machine.Machine) (session.Standing, error)

@@ -104,9 +104,11 @@ func TestScope(t *testing.T) {
 			if err != nil || !strings.Contains(string(in), ":"+cgroup+"\n") {
 				t.Errorf("the process is in %q, %v", in, err)
 			}
-			list, err := s.Units(bounded(t), "cntr-units*.scope")
-			if err != nil || len(list) != 1 || list[0] != (Unit{scope.Name, cgroup}) {
-				t.Errorf("Units = %v, %v", list, err)
+			if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != cgroup {
+				t.Errorf("ControlGroup = %q, %v", got, err)
+			}
+			if got, err := s.ControlGroup(bounded(t), "cntr.slice"); err != nil || got != "/cntr.slice" {
+				t.Errorf("ControlGroup of the slice = %q, %v", got, err)
 			}
 			shown := run(t, "systemctl", "show", scope.Name, "--property=Description,Slice,CollectMode,TimeoutStopUSec,SendSIGHUP,Delegate")
 			for _, want := range []string{
@@ -121,8 +123,8 @@ func TestScope(t *testing.T) {
 				t.Error(err)
 			}
 			c.awaitEnd(t)
-			if list, err := s.Units(bounded(t), "cntr-units*.scope"); err != nil || len(list) != 0 {
-				t.Errorf("after StopUnit, Units = %v, %v", list, err)
+			if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != "" {
+				t.Errorf("after StopUnit, ControlGroup = %q, %v", got, err)
 			}
 			if err := s.StopUnit(bounded(t), scope.Name); err != nil {
 				t.Errorf("stopping it again: %v", err)
@@ -140,8 +142,8 @@ func TestScopeWithoutBus(t *testing.T) {
 	if err := s.StartScope(bounded(t), scope); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := s.Units(bounded(t), scope.Name); err != nil || len(list) != 1 {
-		t.Errorf("Units = %v, %v", list, err)
+	if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != "/cntr.slice/"+scope.Name {
+		t.Errorf("ControlGroup = %q, %v", got, err)
 	}
 	if err := s.StopUnit(bounded(t), scope.Name); err != nil {
 		t.Error(err)

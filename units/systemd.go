@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -93,38 +92,9 @@ func (s *Systemd) StopUnit(ctx context.Context, name string) error {
 	return s.result(ctx, done, "stopping "+name)
 }
 
-// Unit is an active unit.
-type Unit struct {
-	Name   string
-	Cgroup string // path below the root of the control group tree
-}
-
-// Units lists the active units whose name matches a glob pattern, with their control groups, sorted by
-// name. A unit that is being stopped is still active.
-func (s *Systemd) Units(ctx context.Context, pattern string) ([]Unit, error) {
-	rows, err := s.conn.ListUnitsByPatternsContext(ctx,
-		[]string{"active", "activating", "deactivating", "reloading"}, []string{pattern})
-	if err != nil {
-		return nil, fmt.Errorf("listing units %q: %w", pattern, err)
-	}
-	var list []Unit
-	for _, row := range rows {
-		cgroup, err := s.controlGroup(ctx, row.Name)
-		if err != nil {
-			return nil, err
-		}
-		if cgroup == "" {
-			continue // it ended since it was listed
-		}
-		list = append(list, Unit{Name: row.Name, Cgroup: cgroup})
-	}
-	slices.SortFunc(list, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
-}
-
-// controlGroup returns the control group of a scope, service or slice; "" if the unit is not there.
-// systemd answers for a unit it does not know as for one that is inactive.
-func (s *Systemd) controlGroup(ctx context.Context, name string) (string, error) {
+// ControlGroup returns the control group of a scope, service or slice, a path below the root of the control group tree;
+// "" if the unit is not there. systemd answers for a unit it does not know as for one that is inactive.
+func (s *Systemd) ControlGroup(ctx context.Context, name string) (string, error) {
 	p, err := s.conn.GetUnitTypePropertyContext(ctx, name, typeOf(name), "ControlGroup")
 	switch bus.ErrorName(err) {
 	case noSuchUnit, unknownObject:
