@@ -8,6 +8,7 @@ require (
 	github.com/godbus/dbus/v5 v5.2.4
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/lxc/go-lxc v0.0.0-00010101000000-000000000000
+	github.com/moby/sys/capability v0.5.0
 	github.com/spf13/pflag v1.0.10
 	golang.org/x/sys v0.41.0
 )

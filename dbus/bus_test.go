@@ -124,11 +124,14 @@ func (s *sessions) Start(ctx context.Context, m *machine.Machine, spec session.S
 	return one, err
 }
 
-func (s *sessions) Running(context.Context) ([]*session.Session, error) {
+func (s *sessions) Running(_ context.Context, known func(id string) bool) ([]*session.Session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var list []*session.Session
 	for _, info := range s.running {
+		if known(info.ID) {
+			continue
+		}
 		leader, err := machine.OpenLeader(info.PID)
 		if fail.Is(err, fail.NotRunning) {
 			continue

@@ -30,6 +30,7 @@ type AttachOptions struct {
 	WorkingDirectory string   // absolute; "-" in front: "/" if it cannot be entered; "" is "/"
 	Writable         bool     // the tools tree may be written to
 	Strict           bool     // no capability but the machine's, and none of its variables
+	Capabilities     []string // at most these, see session.ParseCapabilities; nil: all that there can be
 	NoLabel          bool     // do not take on the machine's AppArmor or SELinux label
 	Properties       []string // of the scope, NAME=VALUE: "CPUQuota=20%"
 	Terminal         bool     // give the command a terminal
@@ -199,6 +200,7 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	set("working-directory", o.WorkingDirectory != "", o.WorkingDirectory)
 	set("writable", o.Writable, true)
 	set("strict", o.Strict, true)
+	set("capabilities", o.Capabilities != nil, o.Capabilities)
 	set("label", o.NoLabel, labelOff)
 	set("properties", len(o.Properties) > 0, o.Properties)
 	set("terminal", o.Terminal, true)

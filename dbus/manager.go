@@ -277,7 +277,7 @@ func (s *server) kill(who caller, e *entry, signal int32) error {
 // refresh takes up sessions that the server did not start itself: those from before it was started,
 // and those of cntr-attach --direct.
 func (s *server) refresh(ctx context.Context) error {
-	running, err := s.Sessions.Running(ctx)
+	running, err := s.Sessions.Running(ctx, s.sessions.known)
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,11 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			err = storeOption(value, &spec.Writable)
 		case "strict":
 			err = storeOption(value, &spec.Strict)
+		case "capabilities":
+			var names []string
+			if err = storeOption(value, &names); err == nil {
+				spec.Capabilities, err = session.ParseCapabilities(names)
+			}
 		case "label":
 			var label string
 			err = storeOption(value, &label)

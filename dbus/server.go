@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -32,7 +33,7 @@ const (
 // Sessions starts sessions, finds those that run, and ends them: [session.Launcher].
 type Sessions interface {
 	Start(context.Context, *machine.Machine, session.Spec) (*session.Session, error)
-	Running(context.Context) ([]*session.Session, error)
+	Running(ctx context.Context, known func(id string) bool) ([]*session.Session, error)
 	Terminate(context.Context, *session.Session) error
 	Kill(*session.Session, unix.Signal) error
 	Standing(*machine.Machine) (session.Standing, error)
@@ -54,6 +55,8 @@ type Config struct {
 	MaxSessions int           // at a time; 0 is DefaultMaxSessions
 	UserMax     int           // of one user who is not root; 0 is DefaultUserMax
 	IdleTimeout time.Duration // after which a server that has nothing to do ends; 0 is never
+	Watchdog    time.Duration // how often the service manager is to be told that the server works; 0 is never
+	Reload      <-chan os.Signal
 	Log         *slog.Logger
 	Notify      func(state string) // tells the service manager, see sd_notify(3)
 }
@@ -74,12 +77,16 @@ type server struct {
 	questions atomic.Uint64   // asked of polkit
 
 	mu      sync.Mutex
+	unique  string         // name on the bus
 	calls   int            // being answered
 	byUser  map[uint32]int // the same, of those whose caller is known
 	begun   map[uint32]int // sessions that are being started, by the uid of whom they are for
 	idle    time.Time      // since when there is nothing to do, if there is
 	drained chan struct{}  // closed when calls is 0, once someone waits for that
 }
+
+// ErrTaken is what [Serve] fails with where the name on the bus is another's.
+var ErrTaken = errors.New("another cntr-attachd runs")
 
 // Serve answers calls until ctx is cancelled or there was nothing to do for the idle timeout, both of
 // which end it in good order, with nil. Sessions go on, whatever becomes of it.
@@ -115,6 +122,9 @@ func Serve(ctx context.Context, config Config) error {
 		return err
 	}
 	s.Notify("READY=1\nSTATUS=" + s.status())
+	if s.Watchdog > 0 {
+		go s.watchdog(life)
+	}
 	again, err := s.wait(ctx, ended)
 	if err != nil {
 		return err
@@ -130,6 +140,9 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.conn.call(ctx, "Hello", nil, &unique); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.unique = unique
+	s.mu.Unlock()
 	if err := s.refresh(ctx); err != nil {
 		return fmt.Errorf("finding the running sessions: %w", err)
 	}
@@ -139,7 +152,7 @@ func (s *server) start(ctx context.Context) error {
 		return fmt.Errorf("taking the name %s: %w", Name, err)
 	}
 	if godbus.RequestNameReply(result) != godbus.RequestNameReplyPrimaryOwner {
-		return fmt.Errorf("the name %s is taken: another cntr-attachd runs", Name)
+		return fmt.Errorf("the name %s is taken: %w", Name, ErrTaken)
 	}
 	return nil
 }
@@ -157,6 +170,8 @@ func (s *server) wait(ctx context.Context, ended <-chan error) (again bool, err 
 			return false, nil
 		case err := <-ended:
 			return false, err
+		case <-s.Reload:
+			s.reload()
 		case <-timer.C:
 			left := s.idleLeft()
 			if left <= 0 {
@@ -209,25 +224,35 @@ func (s *server) stop(again bool) error {
 
 // begin is called for each call that arrives, in order, and owns it.
 func (s *server) begin(m *message) {
+	if s.isOwn(m) {
+		go s.respond(m)
+		return
+	}
 	s.mu.Lock()
 	s.calls++
 	busy := s.calls > maxCalls
 	s.mu.Unlock()
 	if busy {
+		defer s.end()
 		s.finish(m, nil, protocolError("LimitsExceeded", "too many calls at a time"))
 		return
 	}
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		defer cancel()
-		body, err := s.answer(ctx, m)
-		s.finish(m, body, err)
+		defer s.end()
+		s.respond(m)
 	}()
+}
+
+// respond does what a call asks for and answers it.
+func (s *server) respond(m *message) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	body, err := s.answer(ctx, m)
+	s.finish(m, body, err)
 }
 
 // finish answers a call and lets go of it.
 func (s *server) finish(m *message, body []any, err error) {
-	defer s.end()
 	defer m.close()
 	if err != nil {
 		reply, internal := encodeError(err)

@@ -169,6 +169,8 @@ func (t *sessionTable) get(id string) *entry {
 	return t.byID[id]
 }
 
+func (t *sessionTable) known(id string) bool { return t.get(id) != nil }
+
 // list returns the sessions in the order in which they started.
 func (t *sessionTable) list() []*entry {
 	t.mu.Lock()

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
 // patience bounds every wait of a test.
@@ -102,9 +104,11 @@ func TestScope(t *testing.T) {
 			if err != nil || !strings.Contains(string(in), ":"+cgroup+"\n") {
 				t.Errorf("the process is in %q, %v", in, err)
 			}
-			list, err := s.Units(bounded(t), "cntr-units*.scope")
-			if err != nil || len(list) != 1 || list[0] != (Unit{scope.Name, cgroup}) {
-				t.Errorf("Units = %v, %v", list, err)
+			if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != cgroup {
+				t.Errorf("ControlGroup = %q, %v", got, err)
+			}
+			if got, err := s.ControlGroup(bounded(t), "cntr.slice"); err != nil || got != "/cntr.slice" {
+				t.Errorf("ControlGroup of the slice = %q, %v", got, err)
 			}
 			shown := run(t, "systemctl", "show", scope.Name, "--property=Description,Slice,CollectMode,TimeoutStopUSec,SendSIGHUP,Delegate")
 			for _, want := range []string{
@@ -119,8 +123,8 @@ func TestScope(t *testing.T) {
 				t.Error(err)
 			}
 			c.awaitEnd(t)
-			if list, err := s.Units(bounded(t), "cntr-units*.scope"); err != nil || len(list) != 0 {
-				t.Errorf("after StopUnit, Units = %v, %v", list, err)
+			if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != "" {
+				t.Errorf("after StopUnit, ControlGroup = %q, %v", got, err)
 			}
 			if err := s.StopUnit(bounded(t), scope.Name); err != nil {
 				t.Errorf("stopping it again: %v", err)
@@ -138,8 +142,8 @@ func TestScopeWithoutBus(t *testing.T) {
 	if err := s.StartScope(bounded(t), scope); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := s.Units(bounded(t), scope.Name); err != nil || len(list) != 1 {
-		t.Errorf("Units = %v, %v", list, err)
+	if got, err := s.ControlGroup(bounded(t), scope.Name); err != nil || got != "/cntr.slice/"+scope.Name {
+		t.Errorf("ControlGroup = %q, %v", got, err)
 	}
 	if err := s.StopUnit(bounded(t), scope.Name); err != nil {
 		t.Error(err)
@@ -164,6 +168,18 @@ func TestScopeErrors(t *testing.T) {
 	} else {
 		t.Logf("name: %v", err)
 	}
+	there := c.scope("00000006")
+	if err := s.StartScope(bounded(t), there); err != nil {
+		t.Fatal(err)
+	}
+	other := startChild(t, "sleep", "infinity").scope("00000006")
+	if err := s.StartScope(bounded(t), other); !fail.Is(err, fail.LimitsExceeded) || !strings.Contains(err.Error(), there.Name) {
+		t.Errorf("a scope that exists already: %v", err)
+	}
+	if err := s.StopUnit(bounded(t), there.Name); err != nil {
+		t.Error(err)
+	}
+	c = startChild(t, "sleep", "infinity")
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.StartScope(cancelled, c.scope("00000007")); !errors.Is(err, context.Canceled) {

@@ -107,7 +107,9 @@ func explain(scope Scope, err error) error {
 	switch bus.ErrorName(err) {
 	case "org.freedesktop.DBus.Error.InvalidArgs":
 		return fail.New(fail.InvalidArgument, "see systemd.resource-control(5)", "systemd refuses the scope %s: %w", scope.Name, err)
-	case "org.freedesktop.DBus.Error.LimitsExceeded":
+	case unitMasked:
+		return fail.New(fail.NotSupported, "systemctl unmask "+scope.Slice, "systemd refuses the scope %s: %w", scope.Name, err)
+	case "org.freedesktop.DBus.Error.LimitsExceeded", unitExists:
 		return fail.New(fail.LimitsExceeded, "see systemctl status", "systemd refuses the scope %s: %w", scope.Name, err)
 	case "org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown":
 		return fail.New(fail.NotSupported, "try again", "systemd does not answer to the wish for the scope %s: %w", scope.Name, err)

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -30,6 +29,7 @@ const privateSocket = "/run/systemd/private"
 // once.
 type Systemd struct {
 	conn *dbus.Conn
+	lost context.Context // ends when one of its connections does
 	// withoutPIDFDs is set once a manager has refused the property PIDFDs: it is older than v255.
 	withoutPIDFDs atomic.Bool
 }
@@ -52,9 +52,22 @@ func Connect(ctx context.Context) (*Systemd, error) {
 }
 
 func connect(dial func() (*godbus.Conn, error)) (*Systemd, error) {
-	conn, err := dbus.NewConnection(dial)
-	return &Systemd{conn: conn}, err
+	lost, lose := context.WithCancel(context.Background())
+	conn, err := dbus.NewConnection(func() (*godbus.Conn, error) { // called twice
+		c, err := dial()
+		if err == nil {
+			context.AfterFunc(c.Context(), lose)
+		}
+		return c, err
+	})
+	if err != nil {
+		lose()
+	}
+	return &Systemd{conn: conn, lost: lost}, err
 }
+
+// Lost returns a channel that is closed when the connection has ended. It is not made again.
+func (s *Systemd) Lost() <-chan struct{} { return s.lost.Done() }
 
 // Close ends the connection.
 func (s *Systemd) Close() error {
@@ -79,38 +92,9 @@ func (s *Systemd) StopUnit(ctx context.Context, name string) error {
 	return s.result(ctx, done, "stopping "+name)
 }
 
-// Unit is an active unit.
-type Unit struct {
-	Name   string
-	Cgroup string // path below the root of the control group tree
-}
-
-// Units lists the active units whose name matches a glob pattern, with their control groups, sorted by
-// name. A unit that is being stopped is still active.
-func (s *Systemd) Units(ctx context.Context, pattern string) ([]Unit, error) {
-	rows, err := s.conn.ListUnitsByPatternsContext(ctx,
-		[]string{"active", "activating", "deactivating", "reloading"}, []string{pattern})
-	if err != nil {
-		return nil, fmt.Errorf("listing units %q: %w", pattern, err)
-	}
-	var list []Unit
-	for _, row := range rows {
-		cgroup, err := s.controlGroup(ctx, row.Name)
-		if err != nil {
-			return nil, err
-		}
-		if cgroup == "" {
-			continue // it ended since it was listed
-		}
-		list = append(list, Unit{Name: row.Name, Cgroup: cgroup})
-	}
-	slices.SortFunc(list, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
-}
-
-// controlGroup returns the control group of a scope, service or slice; "" if the unit is not there.
-// systemd answers for a unit it does not know as for one that is inactive.
-func (s *Systemd) controlGroup(ctx context.Context, name string) (string, error) {
+// ControlGroup returns the control group of a scope, service or slice, a path below the root of the control group tree;
+// "" if the unit is not there. systemd answers for a unit it does not know as for one that is inactive.
+func (s *Systemd) ControlGroup(ctx context.Context, name string) (string, error) {
 	p, err := s.conn.GetUnitTypePropertyContext(ctx, name, typeOf(name), "ControlGroup")
 	switch bus.ErrorName(err) {
 	case noSuchUnit, unknownObject:
@@ -148,6 +132,8 @@ func (s *Systemd) result(ctx context.Context, done <-chan string, what string) e
 // Names of systemd's errors (org.freedesktop.systemd1(5), systemd's bus-common-errors.h).
 const (
 	noSuchUnit       = "org.freedesktop.systemd1.NoSuchUnit"
+	unitExists       = "org.freedesktop.systemd1.UnitExists"
+	unitMasked       = "org.freedesktop.systemd1.UnitMasked"
 	unknownObject    = "org.freedesktop.DBus.Error.UnknownObject"
 	propertyReadOnly = "org.freedesktop.DBus.Error.PropertyReadOnly"
 )

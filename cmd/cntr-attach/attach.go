@@ -33,6 +33,12 @@ func attach(ctx context.Context, o *options) (int, error) {
 		Command: o.argv(), Env: o.environment(), Dir: o.workingDirectory(), User: o.user,
 		Writable: o.writable, Strict: o.strict, NoLabel: o.noLabel, Terminal: interactive,
 	}
+	if o.capabilities != nil {
+		var err error
+		if want.Capabilities, err = session.ParseCapabilities(o.capabilities); err != nil {
+			return 0, err
+		}
+	}
 	for _, assignment := range o.properties {
 		property, err := units.ParseProperty(assignment)
 		if err != nil {
@@ -133,7 +139,7 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 	client.Interactive = asks != nil
 	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
 		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
-		Writable: want.Writable, Strict: want.Strict, NoLabel: want.NoLabel, Properties: o.properties,
+		Writable: want.Writable, Strict: want.Strict, Capabilities: o.capabilities, NoLabel: want.NoLabel, Properties: o.properties,
 		Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
 		Stdin: want.Stdio[0], Stdout: want.Stdio[1], Stderr: want.Stdio[2],
 	})

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/units"
 )
 
@@ -24,6 +25,7 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
       --chdir=DIR          Start in DIR [this directory, if it is there; else /]
       --writable           Allow writing to the tools, the host's own files
       --strict; --label=off  Only its own capabilities; not its security label
+      --capabilities=[~]LIST  At most those in LIST, or all but those
   -t, --pty; -P, --pipe    Give COMMAND a terminal, or pipes, whatever this is
   -p, --property=NAME=VALUE  Limit the session: CPUQuota=20%, MemoryMax=1G, …
   -H, --host=[USER@]HOST   On another host, by ssh
@@ -31,31 +33,31 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
       --no-ask-password    Fail rather than ask for a password
   -v, --verbose; -q, --quiet  Tell more, the cost at the end too; only errors
   -h, --help; --version    Show this, or the version
-In a terminal, press ^] three times within a second to leave.
-Exit status: COMMAND's own; 128+N if signal N killed it; 125 if cntr-attach
-failed; 126 if COMMAND cannot be run; 127 if it is not found.
+In a terminal, ^] three times within a second leaves. Exit status: COMMAND's;
+128+N if signal N killed it; 125 if this failed; 126, 127 if COMMAND cannot run.
 `
 
 type options struct {
-	machine    string
-	command    []string // empty: a shell
-	user       string
-	env        []string // NAME=VALUE
-	dir        string   // empty: as the caller
-	writable   bool
-	strict     bool
-	noLabel    bool
-	pty        bool
-	pipe       bool
-	direct     bool
-	quiet      bool
-	verbose    bool
-	properties []string
-	host       string   // empty: this one
-	args       []string // all but --host
-	noPassword bool
-	help       bool
-	version    bool
+	machine      string
+	command      []string // empty: a shell
+	user         string
+	env          []string // NAME=VALUE
+	dir          string   // empty: as the caller
+	writable     bool
+	strict       bool
+	noLabel      bool
+	capabilities []string // nil: as many as there can be
+	pty          bool
+	pipe         bool
+	direct       bool
+	quiet        bool
+	verbose      bool
+	properties   []string
+	host         string   // empty: this one
+	args         []string // all but --host
+	noPassword   bool
+	help         bool
+	version      bool
 }
 
 // What --label takes.
@@ -77,6 +79,7 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVar(&o.writable, "writable", false, "")
 	f.BoolVar(&o.strict, "strict", false, "")
 	f.StringVar(&label, "label", labelMachine, "")
+	capabilities := f.String("capabilities", "", "")
 	f.BoolVarP(&o.pty, "pty", "t", false, "")
 	f.BoolVarP(&o.pipe, "pipe", "P", false, "")
 	f.BoolVar(&o.direct, "direct", false, "")
@@ -97,6 +100,12 @@ func parseOptions(args []string) (*options, error) {
 	}
 	for _, p := range o.properties {
 		if _, err := units.ParseProperty(p); err != nil {
+			return nil, err
+		}
+	}
+	if f.Changed("capabilities") {
+		o.capabilities = splitCapabilities(*capabilities)
+		if _, err := session.ParseCapabilities(o.capabilities); err != nil {
 			return nil, err
 		}
 	}
@@ -144,6 +153,19 @@ func parseOptions(args []string) (*options, error) {
 		o.env = append(o.env, v)
 	}
 	return o, nil
+}
+
+// splitCapabilities takes a list with commas in it. A "~" in front is for all of the list, as systemd has it.
+func splitCapabilities(list string) []string {
+	list, not := strings.CutPrefix(list, "~")
+	names := []string{}
+	for _, name := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' }) {
+		if not {
+			name = "~" + name
+		}
+		names = append(names, name)
+	}
+	return names
 }
 
 // inherited are the variables of the caller that a command gets: those about the person at the terminal

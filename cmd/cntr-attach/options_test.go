@@ -25,6 +25,10 @@ func TestParseOptions(t *testing.T) {
 			command: []string{},
 		}},
 		{"--strict --label=off web", options{machine: "web", strict: true, noLabel: true, command: []string{}}},
+		{"--capabilities=~CAP_NET_RAW,CAP_KILL web", options{
+			machine: "web", capabilities: []string{"~CAP_NET_RAW", "~CAP_KILL"}, command: []string{},
+		}},
+		{"--capabilities= web", options{machine: "web", capabilities: []string{}, command: []string{}}},
 		{"--label=machine web", options{machine: "web", command: []string{}}},
 		{"--help", options{help: true}},
 		{"--version", options{version: true}},
@@ -44,6 +48,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--nonsense web", "unknown flag: --nonsense"},
 		{"-t -P web", "exclude each other"},
 		{"--label=unconfined web", "--label=unconfined is neither off nor machine"},
+		{"--capabilities=CAP_ALL web", "there is no capability"},
 		{"--chdir=x web", "--chdir=x is not absolute"},
 		{"-E =x web", "has no name"},
 		{"-E NOT_SET_HERE web", "the variable is not set"},

@@ -62,7 +62,7 @@ func run(args []string) int {
 		return 0
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "cntr-attachd: %v\nhint: see cntr-attachd --help\n", err)
-		return 2
+		return exitUsage
 	}
 	log := newLog(os.Stderr)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
@@ -70,10 +70,19 @@ func run(args []string) int {
 	if err := p.serve(ctx, log); err != nil {
 		log.Error("Failed", "error", err)
 		notify(log)("STATUS=Failed: " + err.Error())
+		if errors.Is(err, dbus.ErrTaken) {
+			return exitUnavailable
+		}
 		return 1
 	}
 	return 0
 }
+
+// Exit statuses for which the unit is not started again, as in sysexits.h(3head).
+const (
+	exitUsage       = 64
+	exitUnavailable = 69
+)
 
 // parse reads the command line. It answers --help and --version itself, with pflag.ErrHelp.
 func parse(args []string) (program, error) {
@@ -129,17 +138,42 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 	defer machined.Close()
 	services := &engine.Service{}
 	defer services.Close()
-	return dbus.Serve(ctx, dbus.Config{
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return fmt.Errorf("the service manager's watchdog: %w", err)
+	}
+	ctx, lose := context.WithCancelCause(ctx)
+	defer lose(nil)
+	go func() {
+		select {
+		case <-systemd.Lost():
+			lose(errLost)
+		case <-ctx.Done():
+		}
+	}()
+	err = dbus.Serve(ctx, dbus.Config{
 		Machines:    append(machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}}, engine.Engines()...),
 		Sessions:    launcher,
 		Version:     version,
 		MaxSessions: p.maxSessions,
 		UserMax:     p.userMax,
 		IdleTimeout: p.idleTimeout,
+		Watchdog:    watchdog / 2,
+		Reload:      reload,
 		Log:         log,
 		Notify:      notify(log),
 	})
+	if err == nil && context.Cause(ctx) == errLost {
+		return errLost
+	}
+	return err
 }
+
+// errLost ends the service: a new one connects anew, and finds the sessions.
+var errLost = errors.New("the connection to systemd has ended")
 
 // notify returns a function that tells systemd about the service. Without systemd nobody is told.
 func notify(log *slog.Logger) func(string) {

@@ -33,7 +33,7 @@ const (
 	patience = 30 * time.Second // bounds every wait of a test
 )
 
-func bounded(t *testing.T) context.Context {
+func bounded(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -41,7 +41,7 @@ func bounded(t *testing.T) context.Context {
 }
 
 // try runs a command and returns its output and whether it succeeded.
-func try(t *testing.T, args ...string) (string, bool) {
+func try(t testing.TB, args ...string) (string, bool) {
 	t.Helper()
 	out, err := exec.CommandContext(bounded(t), args[0], args[1:]...).CombinedOutput()
 	var exit *exec.ExitError
@@ -51,7 +51,7 @@ func try(t *testing.T, args ...string) (string, bool) {
 	return strings.TrimSpace(string(out)), err == nil
 }
 
-func must(t *testing.T, args ...string) string {
+func must(t testing.TB, args ...string) string {
 	t.Helper()
 	out, ok := try(t, args...)
 	if !ok {
@@ -61,19 +61,19 @@ func must(t *testing.T, args ...string) string {
 }
 
 // show returns a property of the service's unit.
-func show(t *testing.T, property string) string {
+func show(t testing.TB, property string) string {
 	t.Helper()
 	return must(t, "systemctl", "show", "--property="+property, "--value", unit)
 }
 
 // stop stops the service. Sessions go on.
-func stop(t *testing.T) {
+func stop(t testing.TB) {
 	t.Helper()
 	must(t, "systemctl", "stop", unit)
 }
 
 // serviceProcess holds on to the service's process. It is started if it does not run.
-func serviceProcess(t *testing.T) *machine.Leader {
+func serviceProcess(t testing.TB) *machine.Leader {
 	t.Helper()
 	must(t, "systemctl", "start", unit)
 	pid, err := strconv.Atoi(show(t, "MainPID"))
@@ -91,12 +91,18 @@ func serviceProcess(t *testing.T) *machine.Leader {
 // configure changes the service's command line for one test.
 func configure(t *testing.T, args ...string) {
 	t.Helper()
+	override(t, "ExecStart=", "ExecStart="+binary+" "+strings.Join(args, " "))
+}
+
+// override changes settings of the service for one test.
+func override(t *testing.T, settings ...string) {
+	t.Helper()
 	dir := "/run/systemd/system/" + unit + ".d"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// Started more often than anybody would by hand, it must not run into the limit on starts.
-	text := "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=\nExecStart=" + binary + " " + strings.Join(args, " ") + "\n"
+	text := "[Unit]\nStartLimitIntervalSec=0\n[Service]\n" + strings.Join(settings, "\n") + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "test.conf"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +115,7 @@ func configure(t *testing.T, args ...string) {
 	})
 }
 
-func connect(t *testing.T) *dbus.Client {
+func connect(t testing.TB) *dbus.Client {
 	t.Helper()
 	c, err := dbus.Connect(bounded(t))
 	if err != nil {
@@ -126,7 +132,7 @@ type sleeper struct {
 }
 
 // attach starts "cat" in a machine.
-func attach(t *testing.T, c *dbus.Client, name string) *sleeper {
+func attach(t testing.TB, c *dbus.Client, name string) *sleeper {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -146,7 +152,7 @@ func attach(t *testing.T, c *dbus.Client, name string) *sleeper {
 }
 
 // finish ends the session's stdin, and returns how the session ended.
-func (s *sleeper) finish(t *testing.T) session.Status {
+func (s *sleeper) finish(t testing.TB) session.Status {
 	t.Helper()
 	_ = s.stdin.Close()
 	if err := s.Status.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -155,7 +161,7 @@ func (s *sleeper) finish(t *testing.T) session.Status {
 	return session.ReadStatus(s.Status)
 }
 
-func sessionIDs(t *testing.T, c *dbus.Client) map[string]dbus.SessionInfo {
+func sessionIDs(t testing.TB, c *dbus.Client) map[string]dbus.SessionInfo {
 	t.Helper()
 	list, err := c.ListSessions(bounded(t))
 	if err != nil {
@@ -169,7 +175,7 @@ func sessionIDs(t *testing.T, c *dbus.Client) map[string]dbus.SessionInfo {
 }
 
 // awaitNoSession waits until the service knows of no session.
-func awaitNoSession(t *testing.T, c *dbus.Client) {
+func awaitNoSession(t testing.TB, c *dbus.Client) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); len(sessionIDs(t, c)) > 0; {
 		if time.Now().After(deadline) {
@@ -179,7 +185,7 @@ func awaitNoSession(t *testing.T, c *dbus.Client) {
 }
 
 // descriptors returns how many descriptors a process has.
-func descriptors(t *testing.T, p *machine.Leader) int {
+func descriptors(t testing.TB, p *machine.Leader) int {
 	t.Helper()
 	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID))
 	if err != nil {
@@ -190,7 +196,7 @@ func descriptors(t *testing.T, p *machine.Leader) int {
 
 // awaitDescriptors waits until a process has no more descriptors than before. The service closes what
 // came with a call after it has answered.
-func awaitDescriptors(t *testing.T, p *machine.Leader, before int) {
+func awaitDescriptors(t testing.TB, p *machine.Leader, before int) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); descriptors(t, p) > before; {
 		if time.Now().After(deadline) {
@@ -549,6 +555,36 @@ func TestSecondServiceSaysWhy(t *testing.T) {
 	}
 	if !d.Alive() {
 		t.Error("the first service ended")
+	}
+}
+
+// Nor does the unit fight with a service that somebody has started by hand: it is not tried again and again.
+func TestUnitLeavesAnotherServiceAlone(t *testing.T) {
+	stop(t)
+	byHand := exec.Command(binary, "--idle-timeout=0")
+	if err := byHand.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = byHand.Process.Signal(unix.SIGTERM); _ = byHand.Wait() }()
+	owner := func() string {
+		out, _ := try(t, "busctl", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "GetConnectionUnixProcessID", "s", "org.cntr.Attach1")
+		return out
+	}
+	mine := fmt.Sprintf("u %d", byHand.Process.Pid)
+	for deadline := time.Now().Add(patience); owner() != mine; {
+		if time.Now().After(deadline) {
+			t.Fatalf("the name is owned by %s, not %s", owner(), mine)
+		}
+	}
+	if out, ok := try(t, "systemctl", "start", unit); ok {
+		t.Errorf("the unit starts: %s", out)
+	}
+	if status, restarts := show(t, "ExecMainStatus"), show(t, "NRestarts"); status != "69" || restarts != "0" {
+		t.Errorf("it ended with %s and was started %s times again", status, restarts)
+	}
+	must(t, "systemctl", "reset-failed", unit)
+	if s := attach(t, connect(t), "slim"); s.finish(t).ExitCode() != 0 || owner() != mine {
+		t.Error("the service that was there first does not go on")
 	}
 }
 

@@ -114,7 +114,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	lines := json.NewEncoder(control)
 	req := request{
 		Info: info, Caller: spec.Caller, Results: l.results, Command: spec.Command, Env: spec.Env, Dir: spec.Dir,
-		Strict: spec.Strict, NoLabel: spec.NoLabel, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
+		Strict: spec.Strict, Capabilities: spec.Capabilities, NoLabel: spec.NoLabel, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
 		Shielded: l.Shielded() == nil,
 	}
 	if l.systemd != nil {

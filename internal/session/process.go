@@ -188,6 +188,9 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 		// For a debugger, and for a debugger that reads the machine's files through its mount namespace.
 		e.Bounding |= 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_CHROOT
 	}
+	if e.Bounding, err = p.request.Capabilities.limit(e.Bounding, p.request.Info.Machine); err != nil {
+		return nil, err
+	}
 	if !p.request.NoLabel {
 		if e.Label, err = ns.MachineLabel(pid); err != nil {
 			return nil, p.gone(err)

@@ -29,19 +29,20 @@ const programName = "cntr-session"
 
 // request is the first line on the control socket.
 type request struct {
-	Info     Info     `json:"info"`
-	Caller   *Caller  `json:"caller,omitempty"`
-	Results  string   `json:"results,omitempty"` // directory for the result, if the service wants it
-	Command  []string `json:"command"`           // whole, where Info's may be cut short
-	Env      []string `json:"env"`
-	Dir      string   `json:"dir"`
-	Strict   bool     `json:"strict,omitempty"`
-	NoLabel  bool     `json:"nolabel,omitempty"`
-	Shielded bool     `json:"shielded,omitempty"` // fdSessions and fdShield are there
-	Terminal bool     `json:"terminal"`
-	Rows     uint16   `json:"rows"`
-	Columns  uint16   `json:"columns"`
-	Scope    string   `json:"scope,omitempty"` // the scope that the process will be in, if there is systemd
+	Info         Info          `json:"info"`
+	Caller       *Caller       `json:"caller,omitempty"`
+	Results      string        `json:"results,omitempty"` // directory for the result, if the service wants it
+	Command      []string      `json:"command"`           // whole, where Info's may be cut short
+	Env          []string      `json:"env"`
+	Dir          string        `json:"dir"`
+	Strict       bool          `json:"strict,omitempty"`
+	Capabilities *Capabilities `json:"capabilities,omitempty"`
+	NoLabel      bool          `json:"nolabel,omitempty"`
+	Shielded     bool          `json:"shielded,omitempty"` // fdSessions and fdShield are there
+	Terminal     bool          `json:"terminal"`
+	Rows         uint16        `json:"rows"`
+	Columns      uint16        `json:"columns"`
+	Scope        string        `json:"scope,omitempty"` // the scope that the process will be in, if there is systemd
 }
 
 // proceed is the second line: the process is where it belongs, and may fork.

@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,31 +15,43 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/units"
 )
 
-// Running returns the sessions that run on this host, whoever started them: they are found by their
-// scopes. The caller closes them.
-func (l *Launcher) Running(ctx context.Context) ([]*Session, error) {
+// Running returns the sessions that run on this host, whoever started them, but for those whose id is known: they are
+// found by their scopes, which are all in one slice. The caller closes them.
+func (l *Launcher) Running(ctx context.Context, known func(id string) bool) ([]*Session, error) {
 	if l.systemd == nil {
 		return nil, nil
 	}
-	scopes, err := l.systemd.Units(ctx, "cntr-*.scope")
+	slice, err := l.systemd.ControlGroup(ctx, Slice)
+	if err != nil || slice == "" {
+		return nil, err
+	}
+	dir, err := cgroupDir(slice)
+	if err != nil {
+		return nil, err
+	}
+	scopes, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // the last one has just ended
+	}
 	if err != nil {
 		return nil, err
 	}
 	var running []*Session
 	for _, scope := range scopes {
-		dir, err := cgroupDir(scope.Cgroup)
-		if err != nil {
-			return running, err
+		_, id, ok := units.ParseScopeName(scope.Name())
+		if !ok || known(id) {
+			continue
 		}
-		procs, err := os.ReadFile(dir + "/cgroup.procs")
+		procs, err := os.ReadFile(filepath.Join(dir, scope.Name(), "cgroup.procs"))
 		if err != nil {
 			continue // ended meanwhile
 		}
 		for _, field := range strings.Fields(string(procs)) {
 			if s := inspect(field); s != nil {
-				s.Scope = scope.Name
+				s.Scope = scope.Name()
 				running = append(running, s)
 				break
 			}

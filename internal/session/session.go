@@ -24,20 +24,21 @@ import (
 
 // Spec is what a caller asks of a session.
 type Spec struct {
-	Caller     *Caller          // for whom it is; nil is root
-	Command    []string         // argv; never empty
-	Env        []string         // NAME=VALUE, all that the command gets but for what the session itself sets
-	Dir        string           // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
-	User       string           // name or numeric id, looked up in the machine; "" is root
-	Writable   bool             // the tools tree may be written to
-	Strict     bool             // no capability that the machine's first process cannot have, and nothing of its environment
-	NoLabel    bool             // do not take on the machine's AppArmor or SELinux label
-	Terminal   bool             // give the command a new terminal, and its master to the caller
-	Rows       uint16           // the terminal's size; 0 if not known
-	Columns    uint16           // likewise
-	Stdio      [3]*os.File      // stdin, stdout, stderr, when not Terminal: pipes or sockets, owned by the caller
-	Properties []units.Property // of its scope
-	Status     *os.File         // where the end is told, see [Status]: the write end of a pipe, owned by the caller
+	Caller       *Caller          // for whom it is; nil is root
+	Command      []string         // argv; never empty
+	Env          []string         // NAME=VALUE, all that the command gets but for what the session itself sets
+	Dir          string           // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
+	User         string           // name or numeric id, looked up in the machine; "" is root
+	Writable     bool             // the tools tree may be written to
+	Strict       bool             // no capability that the machine's first process cannot have, and nothing of its environment
+	Capabilities *Capabilities    // of those that the command would have; nil: all
+	NoLabel      bool             // do not take on the machine's AppArmor or SELinux label
+	Terminal     bool             // give the command a new terminal, and its master to the caller
+	Rows         uint16           // the terminal's size; 0 if not known
+	Columns      uint16           // likewise
+	Stdio        [3]*os.File      // stdin, stdout, stderr, when not Terminal: pipes or sockets, owned by the caller
+	Properties   []units.Property // of its scope
+	Status       *os.File         // where the end is told, see [Status]: the write end of a pipe, owned by the caller
 }
 
 // Info is what can be told about a running session. The session process carries it in its own command

@@ -35,6 +35,8 @@ var hostRecipe = recipe{
 		"delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "socat",
 		// Clients of the bus that are not ours.
 		"libglib2.0-bin", "python3-dbus",
+		// Shells that complete command lines, and the way to another host.
+		"bash-completion", "zsh", "fish", "openssh-server",
 	},
 	Options: append(trimmed(),
 		// Somebody who is not root.
@@ -48,7 +50,7 @@ var hostRecipe = recipe{
 var onDemand = []string{
 	"docker.service", "docker.socket", "containerd.service", "incus.service", "incus.socket", "incus-user.service",
 	"incus-user.socket", "incus-startup.service", "lxcfs.service", "netavark-dhcp-proxy.service",
-	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service",
+	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service", "ssh.service",
 }
 
 var debRecipe = recipe{

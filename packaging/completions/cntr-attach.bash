@@ -9,8 +9,8 @@ _cntr_attach_machines() {
 
 _cntr_attach() {
     local cur=$2 prev=$3 i
-    local with_value=' -u --user -E --setenv --chdir -p --property -H --host '
-    local options='-u --user= -E --setenv= --chdir= --writable -p --property= -t --pty -P --pipe -H --host= --direct
+    local with_value=' -u --user -E --setenv --chdir -p --property -H --host --capabilities '
+    local options='-u --user= -E --setenv= --chdir= --writable --strict --capabilities= --label=off -p --property= -t --pty -P --pipe -H --host= --direct
         -v --verbose -q --quiet --no-ask-password -h --help --version'
     COMPREPLY=()
     # Words of bash end at "=" and ":", those of the command line do not.
@@ -48,7 +48,7 @@ _cntr_attach() {
         mapfile -t COMPREPLY < <(compgen -e -- "$cur")
         return
         ;;
-    -u | --user | --chdir) return ;;
+    -u | --user | --chdir | --capabilities) return ;;
     esac
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")

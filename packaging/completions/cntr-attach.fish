@@ -15,7 +15,7 @@ function __cntr_attach_needs_machine
     for token in $tokens
         if test $skip = 1
             set skip 0
-        else if contains -- $token -u --user -E --setenv --chdir -p --property -H --host
+        else if contains -- $token -u --user -E --setenv --chdir -p --property -H --host --capabilities --label
             set skip 1
         else if not string match -q -- '-*' $token
             return 1
@@ -30,6 +30,9 @@ complete -c cntr-attach -n __cntr_attach_needs_machine -s u -l user -x -d 'Be th
 complete -c cntr-attach -n __cntr_attach_needs_machine -s E -l setenv -x -a '(set -nx)' -d 'Set a variable, or pass one on'
 complete -c cntr-attach -n __cntr_attach_needs_machine -l chdir -x -d 'Start in this directory'
 complete -c cntr-attach -n __cntr_attach_needs_machine -l writable -d 'Allow writing to the tools'
+complete -c cntr-attach -n __cntr_attach_needs_machine -l strict -d 'Only the capabilities of the machine'
+complete -c cntr-attach -n __cntr_attach_needs_machine -l capabilities -x -d 'At most these capabilities'
+complete -c cntr-attach -n __cntr_attach_needs_machine -l label -x -a 'machine off' -d 'Of AppArmor or SELinux'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s p -l property -x -a 'CPUQuota= CPUWeight= IOWeight= IOReadBandwidthMax= IOWriteBandwidthMax= MemoryHigh= MemoryMax= MemorySwapMax= TasksMax= RuntimeMaxSec=' -d 'Limit the session'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s t -l pty -d 'Give the command a terminal'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s P -l pipe -d 'Give the command pipes'
