@@ -104,13 +104,14 @@ func renewed(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // find resolves the machine of an attach, if the caller may have a session in it. The caller of find closes it.
-func (s *server) find(ctx context.Context, who caller, name string, spec *session.Spec) (*machine.Machine, []*machine.Failure, error) {
+func (s *server) find(ctx context.Context, who caller, name string, spec *attachSpec) (*machine.Machine, []*machine.Failure, error) {
 	m, failed, err := s.Machines.Find(ctx, name)
 	if who.trusted() {
 		return m, failed, err
 	}
 	details := map[string]string{
 		"machine": clean(name), "user": spec.User, "command_line": clean(strings.Join(spec.Command, " ")),
+		"image": clean(spec.image.String()),
 	}
 	if spec.User == "" {
 		details["user"] = "root"
@@ -136,7 +137,7 @@ func (s *server) find(ctx context.Context, who caller, name string, spec *sessio
 	if err != nil {
 		return nil, nil, err
 	}
-	needed := needs(who, standing, spec)
+	needed := needs(who, standing, &spec.Spec)
 	if len(needed) == 0 {
 		keep = true
 		return m, failed, nil

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
@@ -77,6 +78,22 @@ func (machines) List(context.Context) ([]machine.Info, error) {
 	return []machine.Info{{Kind: "nspawn", Name: "web", Class: "container", Service: "test", Leader: os.Getpid()}}, nil
 }
 
+// store has one image, "tools".
+type store struct{}
+
+var tools = machine.ImageInfo{Name: "tools", Type: "directory", Path: "/srv/tools"}
+
+func (store) Image(_ context.Context, name string) (machine.ImageInfo, error) {
+	if name == tools.Name {
+		return tools, nil
+	}
+	return machine.ImageInfo{}, fail.New(fail.NoSuchImage, "", "no %s", name)
+}
+
+func (store) Images(context.Context) ([]machine.ImageInfo, error) {
+	return []machine.ImageInfo{tools}, nil
+}
+
 // sessions starts commands of this host in place of sessions.
 type sessions struct {
 	mu      sync.Mutex
@@ -114,7 +131,7 @@ func (s *sessions) Start(ctx context.Context, m *machine.Machine, spec session.S
 	s.started++
 	info := session.Info{
 		ID: fmt.Sprintf("%08x", s.started), Machine: m.Ref(), Class: m.Class, Command: spec.Command,
-		User: spec.User, Started: time.Now(), PID: cmd.Process.Pid, Scope: "cntr-web.scope",
+		Image: spec.Image.String(), User: spec.User, Started: time.Now(), PID: cmd.Process.Pid, Scope: "cntr-web.scope",
 	}
 	s.running = append(s.running, info)
 	one := &session.Session{Info: info, Process: leader}
@@ -183,6 +200,7 @@ func startService(t *testing.T, idle time.Duration, s *sessions) *service {
 	v := &service{sessions: s, states: make(chan string, 1000), ended: make(chan error, 1), stop: stop, log: &bytes.Buffer{}}
 	go func() {
 		v.ended <- Serve(ctx, Config{
+			Images:   image.Finder{Store: store{}},
 			Machines: machines{}, Sessions: s, Version: "7", IdleTimeout: idle,
 			Log:    slog.New(slog.NewTextHandler(v.log, nil)),
 			Notify: func(state string) { v.states <- state },

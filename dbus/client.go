@@ -25,8 +25,11 @@ type Client struct {
 // AttachOptions is what a client asks of a session.
 type AttachOptions struct {
 	Command          []string // argv; never empty
+	Shell            bool     // the command is the caller's shell, for which /bin/sh will do if the image does not have it
+	Image            string   // the tools: a name, an absolute path, "docker:tools"; "" is what is configured, or the host
 	User             string   // name or number in the machine; "" is root
 	Environment      []string // NAME=VALUE
+	CallerEnv        []string // likewise, of the caller's own: PATH and SHELL only with the host as image
 	WorkingDirectory string   // absolute; "-" in front: "/" if it cannot be entered; "" is "/"
 	Writable         bool     // the tools tree may be written to
 	Strict           bool     // no capability but the machine's, and none of its variables
@@ -179,6 +182,8 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	}{
 		{"argument", o.Command},
 		{"environment", o.Environment},
+		{"environment", o.CallerEnv},
+		{"image", []string{o.Image}},
 		{"property", o.Properties},
 		{"user", []string{o.User}},
 		{"working directory", []string{o.WorkingDirectory}},
@@ -195,6 +200,9 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 			options[name] = godbus.MakeVariant(value)
 		}
 	}
+	set("shell", o.Shell, true)
+	set("image", o.Image != "", o.Image)
+	set("caller-environment", len(o.CallerEnv) > 0, o.CallerEnv)
 	set("user", o.User != "", o.User)
 	set("environment", len(o.Environment) > 0, o.Environment)
 	set("working-directory", o.WorkingDirectory != "", o.WorkingDirectory)

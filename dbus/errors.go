@@ -26,6 +26,7 @@ var errorNames = map[fail.Code]string{
 	fail.NotRunning:       ownError + "NotRunning",
 	fail.NotAContainer:    ownError + "NotAContainer",
 	fail.Unresponsive:     ownError + "Unresponsive",
+	fail.NoSuchImage:      ownError + "NoSuchImage",
 	fail.NoSuchSession:    ownError + "NoSuchSession",
 	fail.NoSuchUser:       ownError + "NoSuchUser",
 	fail.CommandNotFound:  ownError + "CommandNotFound",

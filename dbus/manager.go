@@ -62,14 +62,6 @@ func (s *server) resolveMachine(ctx context.Context, _ caller, m *message) ([]an
 	}}, nil
 }
 
-// imageRow is a row of ListImages.
-type imageRow struct{ Name, Type, Path string }
-
-// listImages returns what can be a tools tree.
-func (s *server) listImages(context.Context, caller, *message) ([]any, error) {
-	return []any{[]imageRow{{"host", "host", "/"}}}, nil
-}
-
 // managedObjects returns all sessions with their properties.
 func (s *server) managedObjects(ctx context.Context, _ caller, _ *message) ([]any, error) {
 	if err := s.refresh(ctx); err != nil {
@@ -113,9 +105,13 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		return nil, err
 	}
 	defer target.Close()
+	if spec.Image, err = s.findImage(ctx, who, &spec); err != nil {
+		return nil, err
+	}
+	defer spec.Image.Close()
 	ctx, cancel := renewed(ctx)
 	defer cancel()
-	started, err := s.Sessions.Start(ctx, target, spec)
+	started, err := s.Sessions.Start(ctx, target, spec.Spec)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -25,9 +26,16 @@ const (
 	labelOff     = "off"
 )
 
+// attachSpec is what a caller asks of Attach.
+type attachSpec struct {
+	session.Spec
+	image  image.Ref
+	chosen bool // the caller has named the image
+}
+
 // parseSpec checks Attach's arguments. The descriptors in the result stay the message's.
-func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (session.Spec, error) {
-	spec := session.Spec{Command: argv}
+func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (attachSpec, error) {
+	spec := attachSpec{Spec: session.Spec{Command: argv}}
 	if len(argv) == 0 || argv[0] == "" {
 		return spec, invalid("argv", "it names no command")
 	}
@@ -42,10 +50,23 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			if err == nil && spec.User == "" {
 				err = fmt.Errorf("it is empty")
 			}
-		case "environment":
-			err = storeOption(value, &spec.Env)
+		case "image":
+			var text string
+			err = storeOption(value, &text)
 			if err == nil {
-				err = checkEnvironment(spec.Env)
+				spec.image, err = image.ParseRef(text)
+				spec.chosen = text != ""
+			}
+		case "shell":
+			err = storeOption(value, &spec.Shell)
+		case "environment", "caller-environment":
+			list := &spec.Env
+			if name != "environment" {
+				list = &spec.CallerEnv
+			}
+			err = storeOption(value, list)
+			if err == nil {
+				err = checkEnvironment(*list)
 			}
 		case "working-directory":
 			err = storeOption(value, &spec.Dir)
@@ -95,7 +116,7 @@ func parseSpec(argv []string, options map[string]godbus.Variant, m *message) (se
 			return spec, invalid("options", "a descriptor came along that none refers to")
 		}
 	}
-	return spec, completeStdio(&spec, m)
+	return spec, completeStdio(&spec.Spec, m)
 }
 
 // completeStdio checks that stdio and a terminal are not both asked for, and makes the descriptors that

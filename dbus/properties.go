@@ -60,7 +60,7 @@ func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 		"Command":       cleanAll(e.Command),
 		"Writable":      e.Writable,
 		"Terminal":      e.TTY,
-		"Image":         "host",
+		"Image":         clean(e.Image),
 		"CPUUsageNSec":  usage.CPUNSec,
 		"MemoryCurrent": usage.MemoryCurrent,
 		"MemoryPeak":    usage.MemoryPeak,

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
@@ -47,8 +48,15 @@ type Machines interface {
 	List(context.Context) ([]machine.Info, error)
 }
 
+// Images finds and lists images that are no machines: [image.Finder].
+type Images interface {
+	Find(context.Context, image.Ref) (*image.Image, error)
+	List(context.Context) ([]image.Row, error)
+}
+
 // Config is what a server needs.
 type Config struct {
+	Images      Images
 	Machines    Machines
 	Sessions    Sessions
 	Version     string

@@ -147,6 +147,12 @@ func TestErrorsKeepCodeMessageAndHint(t *testing.T) {
 		{attach("secret", run), fail.Internal, internalMessage, ""},
 		{attach("panic", run), fail.Internal, internalMessage, ""},
 		{attach("web", AttachOptions{Command: []string{""}}), fail.InvalidArgument, "invalid argv: it names no command", ""},
+		{attach("web", AttachOptions{Command: []string{"true"}, Image: "tols"}), fail.NoSuchImage, `no image is called "tols"`, "did you mean tools?"},
+		{attach("web", AttachOptions{Command: []string{"true"}, Image: "machine:wb"}), fail.NoSuchMachine, `no machine is called "wb"`, "did you mean web?"},
+		{
+			attach("web", AttachOptions{Command: []string{"true"}, Image: "srv/tools"}), fail.InvalidArgument,
+			`invalid option image: invalid image "srv/tools": it is no absolute path`, "give an absolute path",
+		},
 		{attach("web", AttachOptions{}), fail.InvalidArgument, "invalid argv: it names no command", ""},
 		{
 			attach("web", AttachOptions{Command: []string{"\xff"}}), fail.InvalidArgument,
@@ -181,7 +187,7 @@ func TestErrorsKeepCodeMessageAndHint(t *testing.T) {
 func TestEveryCodeHasAName(t *testing.T) {
 	for _, code := range []fail.Code{
 		fail.Internal, fail.InvalidArgument, fail.AccessDenied, fail.NotSupported, fail.NoSuchMachine,
-		fail.AmbiguousMachine, fail.NotRunning, fail.NotAContainer, fail.NoSuchSession, fail.NoSuchUser,
+		fail.AmbiguousMachine, fail.NotRunning, fail.NotAContainer, fail.NoSuchImage, fail.NoSuchSession, fail.NoSuchUser,
 		fail.CommandNotFound, fail.CannotRun,
 	} {
 		name := errorNames[code]

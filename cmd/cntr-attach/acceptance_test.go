@@ -51,6 +51,17 @@ type subject struct {
 	slim   bool   // the program is "slim", with symbols
 	caps   uint64 // the leader's bounding set
 	user   []string
+	image  []string // the option, if the tools are not the host's
+}
+
+// by returns what cntr-attach is called with to run a command in the machine.
+func (s *subject) by(command ...string) []string {
+	return slices.Concat(s.image, []string{s.ref}, command)
+}
+
+// as does so for a command that is to look at the machine's processes.
+func (s *subject) as(command ...string) []string {
+	return slices.Concat(s.image, s.user, []string{s.ref}, command)
 }
 
 // cases are what has to work in each.
@@ -174,7 +185,7 @@ func (s *subject) exitStatus(t *testing.T) {
 		{[]string{"sh", "-c", "kill -TERM $$"}, 143},
 		{[]string{"no-such-command"}, 127},
 	} {
-		if o := attachTo(t, append([]string{s.ref, "--"}, c.command...)...); o.code != c.want {
+		if o := attachTo(t, s.by(append([]string{"--"}, c.command...)...)...); o.code != c.want {
 			t.Errorf("%q: exit status %d, want %d\n%s", c.command, o.code, c.want, o.stderr)
 		}
 	}
@@ -183,14 +194,14 @@ func (s *subject) exitStatus(t *testing.T) {
 func (s *subject) pipes(t *testing.T) {
 	data := make([]byte, 1<<20+1)
 	_, _ = rand.Read(data) // never fails
-	o := attachWith(t, bytes.NewReader(data), s.ref, "sh", "-c", "cat; echo said >&2")
+	o := attachWith(t, bytes.NewReader(data), s.by("sh", "-c", "cat; echo said >&2")...)
 	if o.code != 0 || o.stdout != string(data) || o.stderr != "said\n" {
 		t.Errorf("exit status %d, %d bytes for %d, stderr %q", o.code, len(o.stdout), len(data), o.stderr)
 	}
 }
 
 func (s *subject) terminal(t *testing.T) {
-	c := openConsole(t, s.ref, "sh", "-c", "tty; stty size; exit 3")
+	c := openConsole(t, s.by("sh", "-c", "tty; stty size; exit 3")...)
 	c.expect("/dev/pts/")
 	c.expect("24 80")
 	if code := c.exit(); code != 3 {
@@ -212,7 +223,7 @@ func (s *subject) namespaces(t *testing.T) {
 	}
 	host := must(t, "nsenter", "--target="+strconv.Itoa(s.leader), "--uts", "hostname")
 	want.WriteString(host + "\n" + comm(t, s.main))
-	got := succeeds(t, s.ref, "sh", "-c", "for n in "+strings.Join(list, " ")+"; do readlink /proc/self/ns/$n; done; hostname; cat /proc/"+s.inside+"/comm")
+	got := succeeds(t, s.by("sh", "-c", "for n in "+strings.Join(list, " ")+"; do readlink /proc/self/ns/$n; done; hostname; cat /proc/"+s.inside+"/comm")...)
 	if got != want.String() {
 		t.Errorf("got\n%swant\n%s", got, &want)
 	}
@@ -221,7 +232,7 @@ func (s *subject) namespaces(t *testing.T) {
 // root compares the directory with the leader's root.
 func (s *subject) root(t *testing.T) {
 	list := "stat --format='%d %i %n' . usr usr/bin; ls"
-	got := succeeds(t, s.ref, "sh", "-c", "cd /var/lib/cntr; "+list)
+	got := succeeds(t, s.by("sh", "-c", "cd /var/lib/cntr; "+list)...)
 	want := must(t, "sh", "-c", fmt.Sprintf("cd /proc/%d/root/; ", s.leader)+list)
 	if got != want+"\n" {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -229,7 +240,7 @@ func (s *subject) root(t *testing.T) {
 }
 
 func (s *subject) gdb(t *testing.T) {
-	o := attachTo(t, append(s.user, s.ref, "--", "gdb", "-p", s.inside, "-batch", "-ex", "bt")...)
+	o := attachTo(t, s.as("--", "gdb", "-p", s.inside, "-batch", "-ex", "bt")...)
 	wants := []string{"in epoll_wait ", "in __libc_start_main"} // or what it is called by its debugging information
 	if s.slim {
 		wants = []string{`in wait_for_work \(server=0x.*\) at .*slim\.c:\d+`, `in serve \(.*\) at .*slim\.c:\d+`, `in main \(\) at .*slim\.c:\d+`}
@@ -242,7 +253,7 @@ func (s *subject) gdb(t *testing.T) {
 }
 
 func (s *subject) strace(t *testing.T) {
-	o := attachTo(t, append(s.user, s.ref, "sh", "-c", `strace -o /dev/null -p `+s.inside+` 2>&1 >/dev/null | {
+	o := attachTo(t, s.as("sh", "-c", `strace -o /dev/null -p `+s.inside+` 2>&1 >/dev/null | {
 		read -r line; echo "$line"; pkill -INT -x strace; cat; }`)...)
 	if !strings.Contains(o.stdout, "Process "+s.inside+" attached") || !strings.Contains(o.stdout, "detached") {
 		t.Errorf("strace: %+v", o)
@@ -251,7 +262,7 @@ func (s *subject) strace(t *testing.T) {
 
 func (s *subject) looks(t *testing.T) {
 	name := strings.TrimSpace(comm(t, s.main))
-	o := attachTo(t, append(s.user, s.ref, "sh", "-ec", "ps -o comm= -p "+s.inside+"; lsof -nP -a -p "+s.inside+" -d 0-999; ss -Htlnp; ss -Hxl")...)
+	o := attachTo(t, s.as("sh", "-ec", "ps -o comm= -p "+s.inside+"; lsof -nP -a -p "+s.inside+" -d 0-999; ss -Htlnp; ss -Hxl")...)
 	wants := []string{name + "\n"}
 	if s.slim {
 		wants = append(wants, `127\.0\.0\.1:8080 \(LISTEN\)`, `127.0.0.1:8080 .*"slim",pid=`+s.inside)
@@ -268,7 +279,7 @@ func (s *subject) looks(t *testing.T) {
 func (s *subject) tcpdump(t *testing.T) {
 	const script = `tcpdump --immediate-mode -i lo -c 1 -w - 2>/tmp/said & until grep -q listening /tmp/said || ! kill -0 $! 2>/dev/null; do :; done
 		curl -s http://127.0.0.1:8080/ --max-time 1; wait $!; code=$?; cat /tmp/said >&2; rm /tmp/said; exit $code`
-	o := attachTo(t, s.ref, "sh", "-c", script)
+	o := attachTo(t, s.by("sh", "-c", script)...)
 	if s.caps&(1<<unix.CAP_NET_RAW) == 0 {
 		if o.code == 0 || !strings.Contains(o.stderr, "permi") {
 			t.Errorf("tcpdump without CAP_NET_RAW: %+v", o)
@@ -297,7 +308,7 @@ func (s *subject) state(t *testing.T) (mounts string, members []string) {
 }
 
 func (s *subject) unchanged(t *testing.T, mounts string, members []string) {
-	r := start(t, s.ref, "sh", "-c", "echo ready; read end")
+	r := start(t, s.by("sh", "-c", "echo ready; read end")...)
 	if line := r.line(); line != "ready" {
 		t.Fatalf("got %q", line)
 	}

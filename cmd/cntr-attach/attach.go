@@ -30,7 +30,7 @@ func attach(ctx context.Context, o *options) (int, error) {
 	}
 	interactive := o.pty || (!o.pipe && isTerminal(os.Stdin) && isTerminal(os.Stdout))
 	want := session.Spec{
-		Command: o.argv(), Env: o.environment(), Dir: o.workingDirectory(), User: o.user,
+		Command: o.argv(), Shell: len(o.command) == 0, Env: o.env, CallerEnv: o.environment(), Dir: o.workingDirectory(), User: o.user,
 		Writable: o.writable, Strict: o.strict, NoLabel: o.noLabel, Terminal: interactive,
 	}
 	if o.capabilities != nil {
@@ -118,12 +118,12 @@ func (o *options) tell(format string, args ...any) {
 // begin starts the session, through the service if that can be reached.
 func begin(ctx context.Context, o *options, want session.Spec) (*attached, error) {
 	if o.direct {
-		return startDirectly(ctx, o.machine, want)
+		return startDirectly(ctx, o, want)
 	}
 	client, err := dbus.Connect(ctx)
 	if fail.Is(err, fail.NotSupported) && unix.Geteuid() == 0 {
 		o.tell("%v; going on without the service", err)
-		return startDirectly(ctx, o.machine, want)
+		return startDirectly(ctx, o, want)
 	}
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func begin(ctx context.Context, o *options, want session.Spec) (*attached, error
 	}
 	client.Interactive = asks != nil
 	s, err := client.Attach(ctx, o.machine, dbus.AttachOptions{
-		Command: want.Command, User: want.User, Environment: want.Env, WorkingDirectory: want.Dir,
+		Command: want.Command, Shell: want.Shell, Image: o.image, User: want.User, Environment: want.Env, CallerEnv: want.CallerEnv, WorkingDirectory: want.Dir,
 		Writable: want.Writable, Strict: want.Strict, Capabilities: o.capabilities, NoLabel: want.NoLabel, Properties: o.properties,
 		Terminal: want.Terminal, Rows: want.Rows, Columns: want.Columns,
 		Stdin: want.Stdio[0], Stdout: want.Stdio[1], Stderr: want.Stdio[2],

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/lxc/monitor"
@@ -16,7 +17,7 @@ import (
 )
 
 // startDirectly starts a session without the service. The session process is this program again.
-func startDirectly(ctx context.Context, name string, want session.Spec) (*attached, error) {
+func startDirectly(ctx context.Context, o *options, want session.Spec) (*attached, error) {
 	if unix.Geteuid() != 0 {
 		return nil, fail.New(fail.AccessDenied, "use sudo, or ask the service (leave out --direct)",
 			"--direct is for root only")
@@ -27,11 +28,25 @@ func startDirectly(ctx context.Context, name string, want session.Spec) (*attach
 	defer services.Close()
 	// Without liblxc, which must not be linked to what runs in a machine.
 	resolvers := append(machine.Registry{engine.Process{}, services, machined, monitor.Resolver{}}, engine.Engines()...)
-	m, failed, err := resolvers.Find(ctx, name)
+	m, failed, err := resolvers.Find(ctx, o.machine)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
+	tools, err := image.ParseRef(o.image)
+	if err != nil {
+		return nil, err
+	}
+	if tools.Machine != "" {
+		from, err := resolvers.Resolve(ctx, tools.Machine)
+		if err != nil {
+			return nil, err
+		}
+		want.Image = image.OfMachine(from)
+	} else if want.Image, err = (image.Finder{Store: machined}).Find(ctx, tools); err != nil {
+		return nil, err
+	}
+	defer want.Image.Close()
 
 	// A system without systemd has no scopes, and needs none.
 	systemd, err := units.Connect(ctx)

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -20,6 +21,7 @@ The container's own root directory is at /var/lib/cntr.
 MACHINE is a name, or KIND:NAME: nspawn, lxc, docker, podman, incus, lxd, k8s,
 containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
 
+      --image=IMAGE        The tools of a directory, an image or docker:NAME
   -u, --user=USER          Be USER of the machine, by name or number [root]
   -E, --setenv=NAME[=VALUE]  Set a variable, or pass one on
       --chdir=DIR          Start in DIR [this directory, if it is there; else /]
@@ -29,8 +31,7 @@ containerd, crio, unit (a service), pid. Those of a user are NAME@USER.
   -t, --pty; -P, --pipe    Give COMMAND a terminal, or pipes, whatever this is
   -p, --property=NAME=VALUE  Limit the session: CPUQuota=20%, MemoryMax=1G, …
   -H, --host=[USER@]HOST   On another host, by ssh
-      --direct             Without the service, the bus and systemd (root only)
-      --no-ask-password    Fail rather than ask for a password
+      --direct; --no-ask-password  Without the service (root only); never ask
   -v, --verbose; -q, --quiet  Tell more, the cost at the end too; only errors
   -h, --help; --version    Show this, or the version
 In a terminal, ^] three times within a second leaves. Exit status: COMMAND's;
@@ -40,6 +41,7 @@ In a terminal, ^] three times within a second leaves. Exit status: COMMAND's;
 type options struct {
 	machine      string
 	command      []string // empty: a shell
+	image        string   // empty: what is configured, or the host
 	user         string
 	env          []string // NAME=VALUE
 	dir          string   // empty: as the caller
@@ -73,6 +75,7 @@ func parseOptions(args []string) (*options, error) {
 	f := pflag.NewFlagSet("cntr-attach", pflag.ContinueOnError)
 	f.SetInterspersed(false) // what comes after MACHINE is COMMAND's
 	f.Usage = func() {}
+	f.StringVar(&o.image, "image", "", "")
 	f.StringVarP(&o.user, "user", "u", "", "")
 	f.StringArrayVarP(&setenv, "setenv", "E", nil, "")
 	f.StringVar(&o.dir, "chdir", "", "")
@@ -92,7 +95,8 @@ func parseOptions(args []string) (*options, error) {
 	f.BoolVar(&o.version, "version", false, "")
 
 	const hint = "cntr-attach --help shows the options; they come before MACHINE"
-	if err := f.Parse(args); err != nil {
+	err := f.Parse(args)
+	if err != nil {
 		return nil, fail.New(fail.InvalidArgument, hint, "%w", err)
 	}
 	if o.help || o.version {
@@ -128,6 +132,9 @@ func parseOptions(args []string) (*options, error) {
 			return nil, fail.New(fail.InvalidArgument, hint, "--host=%s is no host", o.host)
 		}
 		o.args = elsewhere(f, args)
+	}
+	if o.image, err = absolute(o.image, o.host != ""); err != nil {
+		return nil, err
 	}
 	o.machine, o.command = f.Arg(0), f.Args()[1:]
 	if len(o.command) > 0 && o.command[0] == "--" {
@@ -168,6 +175,19 @@ func splitCapabilities(list string) []string {
 	return names
 }
 
+// absolute completes an image's path, which may be one from here: "./tools" or "dir/tools".
+func absolute(name string, elsewhere bool) (string, error) {
+	if strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") || name == "." || name == ".." ||
+		strings.Contains(name, "/") && !strings.HasPrefix(name, "/") && !strings.Contains(name, ":") {
+		if elsewhere {
+			return "", fail.New(fail.InvalidArgument, "give an absolute path", "--image=%s is no path on another host", name)
+		}
+		return filepath.Abs(name)
+	}
+	_, err := image.ParseRef(name)
+	return name, err
+}
+
 // inherited are the variables of the caller that a command gets: those about the person at the terminal
 // and the tools, none about the host.
 var inherited = []string{
@@ -175,7 +195,7 @@ var inherited = []string{
 	"EDITOR", "VISUAL", "PAGER", "LESS", "LS_COLORS",
 }
 
-// environment returns what of the caller's environment a command gets, and what -E asks for.
+// environment returns what of the caller's environment a command gets.
 func (o *options) environment() []string {
 	var env []string
 	for _, v := range os.Environ() {
@@ -191,7 +211,7 @@ func (o *options) environment() []string {
 			env = append(env, v)
 		}
 	}
-	return append(env, o.env...)
+	return env
 }
 
 // argv returns the command, or the caller's shell.

@@ -29,6 +29,8 @@ func TestParseOptions(t *testing.T) {
 			machine: "web", capabilities: []string{"~CAP_NET_RAW", "~CAP_KILL"}, command: []string{},
 		}},
 		{"--capabilities= web", options{machine: "web", capabilities: []string{}, command: []string{}}},
+		{"--image=/srv/tools web", options{machine: "web", image: "/srv/tools", command: []string{}}},
+		{"--image=docker:tools web", options{machine: "web", image: "docker:tools", command: []string{}}},
 		{"--label=machine web", options{machine: "web", command: []string{}}},
 		{"--help", options{help: true}},
 		{"--version", options{version: true}},
@@ -50,6 +52,8 @@ func TestParseOptionsRefuses(t *testing.T) {
 		{"--label=unconfined web", "--label=unconfined is neither off nor machine"},
 		{"--capabilities=CAP_ALL web", "there is no capability"},
 		{"--chdir=x web", "--chdir=x is not absolute"},
+		{"--image=docker: web", `invalid image "docker:"`},
+		{"--image=./tools -H far web", "is no path on another host"},
 		{"-E =x web", "has no name"},
 		{"-E NOT_SET_HERE web", "the variable is not set"},
 	} {
@@ -79,14 +83,14 @@ func TestEnvironmentPassesNothingOfTheHost(t *testing.T) {
 	t.Setenv("LD_PRELOAD", "")
 	t.Setenv("LC_ALL", "C.UTF-8")
 	t.Setenv("HOME", "/root")
-	o := &options{user: "app", env: []string{"A=b"}}
+	o := &options{user: "app"}
 	env := strings.Join(o.environment(), "\n") + "\n"
 	for _, not := range []string{"HISTFILE=", "LD_PRELOAD=", "HOME="} {
 		if strings.Contains(env, not) {
 			t.Errorf("%s is passed on", not)
 		}
 	}
-	for _, want := range []string{"LC_ALL=C.UTF-8\n", "A=b\n"} {
+	for _, want := range []string{"LC_ALL=C.UTF-8\n"} {
 		if !strings.Contains(env, want) {
 			t.Errorf("%s is missing", want)
 		}

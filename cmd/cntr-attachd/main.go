@@ -17,6 +17,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/dbus"
 	"github.com/cntr-attach/cntr-attach/internal/engine"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/lxc"
@@ -155,6 +156,7 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		}
 	}()
 	err = dbus.Serve(ctx, dbus.Config{
+		Images:      image.Finder{Store: machined},
 		Machines:    append(machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}}, engine.Engines()...),
 		Sessions:    launcher,
 		Version:     version,

@@ -28,6 +28,7 @@ const (
 	NotRunning       Code = "NotRunning"       // the machine exists but does not run, or is gone meanwhile
 	NotAContainer    Code = "NotAContainer"    // the machine is a virtual machine, or the host itself
 	Unresponsive     Code = "Unresponsive"     // the machine, or a file system that it serves, does not answer
+	NoSuchImage      Code = "NoSuchImage"      // there is no such tools tree, or it is none
 	NoSuchSession    Code = "NoSuchSession"    // no session has this id
 	NoSuchUser       Code = "NoSuchUser"       // the machine has no such user
 	CommandNotFound  Code = "CommandNotFound"  // the command does not exist in the tools tree

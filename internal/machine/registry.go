@@ -208,7 +208,7 @@ func (g Registry) hint(ctx context.Context, ref Ref, own error) string {
 	}
 	slices.Sort(names)
 	names = slices.Compact(names) // two kinds may know the same name
-	if near := nearest(ref.Name, names); len(near) > 0 {
+	if near := Nearest(ref.Name, names); len(near) > 0 {
 		var say []string
 		for _, name := range near {
 			if len(typed[name]) == 1 && !g.typedOnly(typed[name][0]) {
@@ -232,9 +232,9 @@ func (g Registry) hint(ctx context.Context, ref Ref, own error) string {
 	return "running: " + strings.Join(names, ", ")
 }
 
-// nearest returns the names that start with s or are within a third of its length in edits, nearest first,
+// Nearest returns the names that start with s or are within a third of its length in edits, nearest first,
 // at most three.
-func nearest(s string, names []string) []string {
+func Nearest(s string, names []string) []string {
 	type scored struct {
 		name  string
 		edits int

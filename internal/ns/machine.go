@@ -102,11 +102,14 @@ func parseIDMap(data []byte) ([]Range, error) {
 	return ranges, nil
 }
 
-// Root is a machine's root directory, as its leader sees it.
+// Root is a root directory: a machine's, as its leader sees it, or that of the tools.
 type Root struct {
-	dir      *os.File
-	uid, gid uint32 // of the host, who looks around in it
+	dir *os.File
+	who Identity // who looks around in it
 }
+
+// RootAt makes a directory, opened O_PATH, a root that somebody looks around in. The Root owns it.
+func RootAt(dir *os.File, who Identity) *Root { return &Root{dir: dir, who: who} }
 
 // OpenRoot opens the root directory of process pid.
 func OpenRoot(pid int) (*Root, error) {
@@ -121,7 +124,7 @@ func OpenRoot(pid int) (*Root, error) {
 // As makes all that is opened from now on be opened with the rights of somebody of the host. In a machine that a
 // user made, mounts and symbolic links lead to whatever the user wants, files and directories that they have no
 // right to included: it is looked at with the rights of its own root.
-func (r *Root) As(uid, gid uint32) { r.uid, r.gid = uid, gid }
+func (r *Root) As(uid, gid uint32) { r.who = Identity{UID: uid, GID: gid} }
 
 // Dir returns the root directory itself, which stays the Root's.
 func (r *Root) Dir() *os.File { return r.dir }
@@ -144,7 +147,7 @@ func (r *Root) Readlink(path string) (string, error) {
 	var b [unix.PathMax]byte
 	n, err := unix.Readlinkat(int(link.Fd()), "", b[:])
 	if err != nil {
-		return "", &os.PathError{Op: "readlink in the machine", Path: path, Err: err}
+		return "", &os.PathError{Op: "readlink below the root", Path: path, Err: err}
 	}
 	return string(b[:n]), nil
 }
@@ -156,7 +159,7 @@ func (r *Root) open(path string, flags uint64) (*os.File, error) {
 	}
 	for {
 		fd := -1
-		err := asUser(r.uid, r.gid, func() (err error) {
+		err := r.who.As(func() (err error) {
 			fd, err = unix.Openat2(int(r.dir.Fd()), path, &how)
 			return err
 		})
@@ -164,7 +167,7 @@ func (r *Root) open(path string, flags uint64) (*os.File, error) {
 			continue // something was renamed meanwhile: the kernel could not tell whether it led out
 		}
 		if err != nil {
-			return nil, &os.PathError{Op: "open in the machine", Path: path, Err: err}
+			return nil, &os.PathError{Op: "open below the root", Path: path, Err: err}
 		}
 		return os.NewFile(uintptr(fd), path), nil
 	}
@@ -178,11 +181,11 @@ func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 	}
 	defer at.Close()
 	if info, err := at.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, &os.PathError{Op: "read in the machine", Path: path, Err: unix.EINVAL}
+		return nil, &os.PathError{Op: "read below the root", Path: path, Err: unix.EINVAL}
 	}
 	// The descriptor says which file it is; the file is opened through it, so it is the one just checked.
 	var f *os.File
-	err = asUser(r.uid, r.gid, func() (err error) {
+	err = r.who.As(func() (err error) {
 		f, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))
 		return err
 	})
@@ -192,7 +195,7 @@ func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = &os.PathError{Op: "read in the machine", Path: path, Err: unix.EFBIG}
+		err = &os.PathError{Op: "read below the root", Path: path, Err: unix.EFBIG}
 	}
 	return data, err
 }

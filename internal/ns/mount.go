@@ -47,9 +47,9 @@ func detached(fstype string, attributes int, options ...option) (*os.File, error
 //
 // The superblock belongs to the host's user namespace, whatever the machine's: it may hand files to
 // every user (allow_other), the kernel checks permissions by the attributes served (default_permissions),
-// and devices in the tree cannot be opened. Unless writable, the kernel refuses changes by itself. With a label,
-// all files of the tree have it for SELinux.
-func MountFUSE(writable bool, label string) (device, mount *os.File, err error) {
+// and devices in the tree cannot be opened. Unless writable, the kernel refuses changes by itself; unless suid, it
+// ignores set-id bits and file capabilities. With a label, all files of the tree have it for SELinux.
+func MountFUSE(writable, suid bool, label string) (device, mount *os.File, err error) {
 	device, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, fail.New(fail.NotSupported, "load it with modprobe fuse, or give this container the device",
@@ -58,6 +58,9 @@ func MountFUSE(writable bool, label string) (device, mount *os.File, err error) 
 	attributes := unix.MOUNT_ATTR_NODEV
 	if !writable {
 		attributes |= unix.MOUNT_ATTR_RDONLY
+	}
+	if !suid {
+		attributes |= unix.MOUNT_ATTR_NOSUID
 	}
 	options := []option{
 		{"source", "cntr"},

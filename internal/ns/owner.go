@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,26 +50,41 @@ func UserNamespaceOwners(pid int) ([]uint32, error) {
 	}
 }
 
-// asUser runs f with the file system ids of somebody of the host and no supplementary groups. An id that is not root's
-// takes the capabilities over files from the thread as well, as long as it lasts (capabilities(7), 'Effect of user ID
-// changes'). The thread's groups are not those of the process meanwhile: Linux keeps all of these per thread.
-func asUser(uid, gid uint32, f func() error) error {
-	if uid == 0 && gid == 0 {
+// Identity is somebody of the host. The zero value is root.
+type Identity struct {
+	UID, GID uint32
+	Groups   []uint32 // supplementary
+}
+
+// Root reports whether it is root.
+func (who Identity) Root() bool { return who.UID == 0 && who.GID == 0 }
+
+// As runs f with the file system ids of somebody of the host and their groups, on a thread of its own. An id that is not
+// root's takes the capabilities over files from the thread as well, as long as it lasts (capabilities(7), 'Effect of user
+// ID changes'). The thread's groups are not those of the process meanwhile: Linux keeps all of these per thread.
+//
+// Other capabilities stay: f must not go through the links of procfs.
+func (who Identity) As(f func() error) error {
+	if who.Root() {
 		return f()
 	}
 	done := make(chan error, 1)
 	go func() {
 		// The thread ends with the goroutine, and what was changed with it.
 		runtime.LockOSThread()
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-			done <- fmt.Errorf("dropping groups: %w", errno)
+		var groups unsafe.Pointer
+		if len(who.Groups) > 0 {
+			groups = unsafe.Pointer(&who.Groups[0])
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(who.Groups)), uintptr(groups), 0); errno != 0 {
+			done <- fmt.Errorf("changing groups: %w", errno)
 			return
 		}
-		unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
-		unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
+		unix.RawSyscall(unix.SYS_SETFSGID, uintptr(who.GID), 0, 0)
+		unix.RawSyscall(unix.SYS_SETFSUID, uintptr(who.UID), 0, 0)
 		// setfsuid(2) does not tell whether it failed; asked for what cannot be, it answers with what is.
-		if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(^uint32(0)), 0, 0); uint32(now) != uid {
-			done <- fmt.Errorf("becoming user %d: still %d", uid, now)
+		if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(^uint32(0)), 0, 0); uint32(now) != who.UID {
+			done <- fmt.Errorf("becoming user %d: still %d", who.UID, now)
 			return
 		}
 		done <- f()

@@ -34,10 +34,9 @@ func (c *Caller) uid() uint32 {
 }
 
 // shownTo returns the map of ids for a file system that is served for a caller. The caller's own ids are all shown as
-// the command's. All others are shown as to root's sessions, root's files as those of the machine's root: ssh and its
-// like refuse configuration files of others. That gives no right: the file system acts as the caller.
-func shownTo(ranges []ns.Range, own []uint32, command uint32) []fuse.IDRange {
-	rest := shown(ranges)
+// the command's, an id of the host. All others are shown as to root's sessions, root's files as those of the machine's
+// root: ssh and its like refuse configuration files of others. That gives no right: the file system acts as the caller.
+func shownTo(rest []fuse.IDRange, own []uint32, command uint32) []fuse.IDRange {
 	if len(rest) == 0 {
 		rest = []fuse.IDRange{{Count: 1<<32 - 1}}
 	}
@@ -46,7 +45,7 @@ func shownTo(ranges []ns.Range, own []uint32, command uint32) []fuse.IDRange {
 		if slices.Contains(own[:i], id) {
 			continue
 		}
-		out = append(out, fuse.IDRange{Tree: id, Session: outside(ranges, command), Count: 1})
+		out = append(out, fuse.IDRange{Tree: id, Session: command, Count: 1})
 		rest = without(rest, id)
 	}
 	return append(out, rest...)

@@ -8,9 +8,10 @@ import (
 // defaultPath is for callers who have no PATH: what Debian and Fedora give root.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment returns the command's environment and the directories of its PATH: the machine's own variables, and
-// over them what the caller set, but for the user: it is somebody of the machine.
-func environment(r request, a account, machine []string) (env, path []string) {
+// environment returns the command's environment and the directories of its PATH: the machine's own variables, over
+// them the image's, over those the caller's, and what the caller set for the command, but for the user: it is somebody of
+// the machine. Where programs are and which shell to use is the image's affair.
+func environment(r request, a account, machine, image []string) (env, path []string) {
 	vars := machineVariables(machine)
 	vars["PATH"] = defaultPath
 	vars["HOME"] = a.home
@@ -28,11 +29,20 @@ func environment(r request, a account, machine []string) (env, path []string) {
 		}
 		vars["PS1"] = "(" + promptName(r.Info.Machine) + ") " + mark
 	}
-	for _, v := range r.Env {
-		if name, value, ok := strings.Cut(v, "="); ok {
-			vars[name] = value
+	set := func(list []string, but ...string) {
+		for _, v := range list {
+			if name, value, ok := strings.Cut(v, "="); ok && !slices.Contains(but, name) {
+				vars[name] = value
+			}
 		}
 	}
+	set(image)
+	if r.Image.isHost() {
+		set(r.CallerEnv)
+	} else {
+		set(r.CallerEnv, "PATH", "SHELL")
+	}
+	set(r.Env)
 	vars["USER"] = a.name
 	vars["LOGNAME"] = a.name
 	vars["CNTR_MACHINE"] = r.Info.Machine

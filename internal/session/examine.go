@@ -60,6 +60,6 @@ func (p *process) look(uids, gids []ns.Range) (*findings, error) {
 		return nil, err
 	}
 	const tty = 5 // the group's id on every distribution that has devpts' group set
-	f.tree, err = newTree(root, pid, p.request.Info.Machine, outside(uids, f.account.uid), outside(gids, tty))
+	f.tree, err = newTree(root, p.tools.Looks, pid, p.request.Info.Machine, outside(uids, f.account.uid), outside(gids, tty))
 	return f, err
 }

@@ -82,7 +82,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	info := Info{
 		ID: newID(), Machine: m.Ref(), Class: m.Class, Service: m.Service, Leader: m.Leader.PID,
 		Owner: spec.Caller.uid(), User: spec.User,
-		Command: abridged(spec.Command), Writable: spec.Writable, TTY: spec.Terminal, Started: time.Now(),
+		Command: abridged(spec.Command), Image: spec.Image.String(), Writable: spec.Writable, TTY: spec.Terminal, Started: time.Now(),
 	}
 	if info.User == "" {
 		info.User = "root"
@@ -113,7 +113,8 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 
 	lines := json.NewEncoder(control)
 	req := request{
-		Info: info, Caller: spec.Caller, Results: l.results, Command: spec.Command, Env: spec.Env, Dir: spec.Dir,
+		Info: info, Caller: spec.Caller, Results: l.results, Image: requestImage(spec.Image), Command: spec.Command,
+		Shell: spec.Shell, Env: spec.Env, CallerEnv: spec.CallerEnv, Dir: spec.Dir,
 		Strict: spec.Strict, Capabilities: spec.Capabilities, NoLabel: spec.NoLabel, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
 		Shielded: l.Shielded() == nil,
 	}
@@ -153,11 +154,14 @@ func (l *Launcher) spawn(s *Session, m *machine.Machine, spec Spec) (*net.UnixCo
 		Env:    []string{"GOTRACEBACK=single"},
 		Stderr: os.Stderr,
 		// In the order of fdControl and its siblings.
-		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status, nil, nil},
+		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status, nil, nil, nil},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
 	if s, err := l.shield(); err == nil {
 		cmd.ExtraFiles[fdSessions-fdControl], cmd.ExtraFiles[fdShield-fdControl] = s.Sessions, s.Link
+	}
+	if i := spec.Image; i != nil && i.Machine != nil {
+		cmd.ExtraFiles[fdImage-fdControl] = i.Machine.Leader.File
 	}
 	if !spec.Terminal {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, spec.Stdio[:]...)
@@ -234,6 +238,7 @@ func (i *Info) arguments() []string {
 		"--leader=" + strconv.Itoa(i.Leader),
 		"--owner=" + strconv.FormatUint(uint64(i.Owner), 10),
 		"--user=" + i.User,
+		"--image=" + i.Image,
 		"--writable=" + strconv.FormatBool(i.Writable),
 		"--tty=" + strconv.FormatBool(i.TTY),
 		"--started=" + i.Started.Format(time.RFC3339Nano),
@@ -269,6 +274,8 @@ func parseArguments(args []string) (Info, error) {
 			i.Owner, err = parseID(value)
 		case "--user":
 			i.User = value
+		case "--image":
+			i.Image = value
 		case "--writable":
 			i.Writable, err = strconv.ParseBool(value)
 		case "--tty":

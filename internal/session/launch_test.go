@@ -2,6 +2,7 @@ package session
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 func TestArgumentsRoundTrip(t *testing.T) {
 	want := Info{
 		ID: "1f2e3d4c", Machine: "nspawn:web", Class: "container", Service: "systemd-nspawn", Leader: 4711, Owner: 1000,
-		User: "root", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true, TTY: true,
+		User: "root", Image: "docker:tools", Command: []string{"sh", "-c", "--id=faked", "--"}, Writable: true, TTY: true,
 		Started: time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC),
 	}
 	got, err := parseArguments(want.arguments())
@@ -76,13 +77,63 @@ func TestStatus(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env, path := environment(request{
 		Env: []string{"PATH=/a:/b", "X=1", "X=2", "USER=me", "junk"}, Info: Info{Machine: "nspawn:web"},
-	}, account{name: "app", uid: 7, home: "/srv"}, []string{"PATH=/evil", "HOME=/evil", "X=0", "PORT=80", "USER=evil"})
+	}, account{name: "app", uid: 7, home: "/srv"}, []string{"PATH=/evil", "HOME=/evil", "X=0", "PORT=80", "USER=evil"}, nil)
 	want := []string{
 		"CNTR_MACHINE=nspawn:web", "HOME=/srv", "LOGNAME=app", "PATH=/a:/b", "PORT=80", "SHELL=/bin/sh",
 		"TMUX_TMPDIR=/var/lib/cntr-private", "USER=app", "X=2", "XDG_RUNTIME_DIR=/var/lib/cntr-private",
 	}
 	if !reflect.DeepEqual(env, want) || !reflect.DeepEqual(path, []string{"/a", "/b"}) {
 		t.Errorf("got %q, %q; want %q", env, path, want)
+	}
+}
+
+func TestEnvironmentOfAnImage(t *testing.T) {
+	for _, c := range []struct {
+		image           imageRequest
+		set             []string
+		path, lang, say string
+	}{
+		{imageRequest{}, nil, "/caller", "caller", "caller"},
+		{imageRequest{Path: "/srv/tools"}, nil, "/image", "caller", "/bin/sh"},
+		{imageRequest{Path: "/srv/tools"}, []string{"PATH=/set"}, "/set", "caller", "/bin/sh"},
+	} {
+		var of []string
+		if !c.image.isHost() {
+			of = []string{"PATH=/image", "LANG=image"}
+		}
+		env, path := environment(request{
+			Image: c.image, CallerEnv: []string{"PATH=/caller", "LANG=caller", "SHELL=caller"}, Env: c.set,
+		}, account{name: "root"}, nil, of)
+		for _, want := range []string{"PATH=" + c.path, "LANG=" + c.lang, "SHELL=" + c.say} {
+			if !slices.Contains(env, want) {
+				t.Errorf("%+v: no %s in %q", c.image, want, env)
+			}
+		}
+		if !reflect.DeepEqual(path, []string{c.path}) {
+			t.Errorf("%+v: commands are looked for in %q", c.image, path)
+		}
+	}
+}
+
+func TestShownOfAnotherMachine(t *testing.T) {
+	host := []ns.Range{{Count: 1<<32 - 1}}
+	low := []ns.Range{{Inside: 0, Outside: 100000, Count: 65536}}
+	high := []ns.Range{{Inside: 0, Outside: 500000, Count: 1000}, {Inside: 2000, Outside: 900000, Count: 10}}
+	for _, c := range []struct {
+		tree, session []ns.Range
+		want          []fuse.IDRange
+	}{
+		{host, host, nil},
+		{host, low, []fuse.IDRange{{Tree: 0, Session: 100000, Count: 65536}}},
+		{low, host, []fuse.IDRange{{Tree: 100000, Session: 0, Count: 65536}}},
+		{low, low, []fuse.IDRange{{Tree: 100000, Session: 100000, Count: 65536}}},
+		{low, high, []fuse.IDRange{{Tree: 100000, Session: 500000, Count: 1000}, {Tree: 102000, Session: 900000, Count: 10}}},
+		{high, low, []fuse.IDRange{{Tree: 500000, Session: 100000, Count: 1000}, {Tree: 900000, Session: 102000, Count: 10}}},
+		{[]ns.Range{{Inside: 7, Outside: 1, Count: 1}}, high[1:], []fuse.IDRange{nobody}},
+	} {
+		if got := shown(c.tree, c.session); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%v in %v: got %v, want %v", c.tree, c.session, got, c.want)
+		}
 	}
 }
 
@@ -123,7 +174,7 @@ func TestShownToCaller(t *testing.T) {
 			[]fuse.IDRange{{Tree: 1000, Session: 1000, Count: 1}, {Tree: 0, Session: 1000, Count: 1}},
 		},
 	} {
-		if got := shownTo(c.ranges, c.own, c.command); !reflect.DeepEqual(got, c.want) {
+		if got := shownTo(shown([]ns.Range{{Count: 1<<32 - 1}}, c.ranges), c.own, outside(c.ranges, c.command)); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
 		}
 	}

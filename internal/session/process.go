@@ -16,6 +16,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
 	"github.com/cntr-attach/cntr-attach/internal/shield"
@@ -34,9 +35,11 @@ type process struct {
 	status   *os.File
 	shield   *shield.Shield // nil if there is none
 	covered  shield.Session
+	image    *image.Image // nil is the host
 	stdio    [3]*os.File
 	stuck    bool // a thread may hang in the kernel for as long as the machine likes
 	members  *members
+	tools    *image.Tree
 	tree     *tree
 	fs       *fuse.FileSystem
 	served   chan error // what the file system's Serve returned
@@ -133,6 +136,7 @@ func inherit() (*process, error) {
 	if p.request.Shielded {
 		p.shield = &shield.Shield{Sessions: file(fdSessions, "sessions"), Link: file(fdShield, "shield")}
 	}
+	p.image = p.request.openImage(file)
 	if !p.request.Terminal {
 		for i := range p.stdio {
 			p.stdio[i] = file(fdStdin+i, "stdio")
@@ -200,6 +204,9 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 	if err != nil {
 		return nil, p.gone(err)
 	}
+	if err := p.openTools(); err != nil {
+		return nil, err
+	}
 	m, err := p.examine(uids, gids)
 	if err != nil {
 		return nil, err
@@ -217,7 +224,8 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 		return nil, err
 	}
 	e.Root, e.Mounts = p.mount, p.tree.mounts
-	e.Env, e.Path = environment(p.request, m.account, m.environ)
+	e.Env, e.Path = environment(p.request, m.account, m.environ, p.tools.Environ)
+	e.Command = p.shell(e.Command)
 	if e.Dir, e.DirOr = strings.CutPrefix(e.Dir, "-"); e.Dir == "" {
 		e.Dir = "/"
 	}
@@ -226,20 +234,21 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 
 // serve starts the file system.
 func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
-	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	p.tree.own(host)
-	ids := fuse.IDMap{UID: shown(uids), GID: shown(gids)}
+	ids := fuse.IDMap{UID: shown(p.tools.UIDs, uids), GID: shown(p.tools.GIDs, gids)}
 	if c := p.request.Caller; c != nil {
 		ids = fuse.IDMap{
-			UID: shownTo(uids, []uint32{c.UID}, e.UID),
-			GID: shownTo(gids, append([]uint32{c.GID}, c.Groups...), e.GID),
+			UID: shownTo(ids.UID, []uint32{c.UID}, outside(uids, e.UID)),
+			GID: shownTo(ids.GID, append([]uint32{c.GID}, c.Groups...), outside(gids, e.GID)),
 		}
 	}
+	var cache fuse.Cache
+	if p.tools.Immutable {
+		cache = fuse.Cache{Entry: fuse.Forever, Attr: fuse.Forever, Negative: fuse.Forever}
+	}
+	var err error
 	p.fs, err = fuse.New(fuse.Options{
-		Root:     host,
+		Root:     p.tools.Root,
+		Cache:    cache,
 		Writable: p.request.Info.Writable,
 		IDs:      ids,
 		Caller:   p.request.Caller.credential(),
@@ -251,39 +260,13 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
 	}
-	device, mount, err := ns.MountFUSE(p.request.Info.Writable, e.Label.Files)
+	device, mount, err := ns.MountFUSE(p.request.Info.Writable, p.tools.SetID, e.Label.Files)
 	if err != nil {
 		return err
 	}
 	p.mount = mount
 	go func() { p.served <- p.fs.Serve(device) }()
 	return nil
-}
-
-// shown translates a user namespace's map: who is 0 on the host is shown as who is 0 in the machine.
-func shown(ranges []ns.Range) []fuse.IDRange {
-	if isIdentity(ranges) {
-		return nil
-	}
-	var out []fuse.IDRange
-	for _, r := range ranges {
-		out = append(out, fuse.IDRange{Tree: r.Inside, Session: r.Outside, Count: r.Count})
-	}
-	return out
-}
-
-func isIdentity(ranges []ns.Range) bool {
-	return len(ranges) == 1 && ranges[0] == ns.Range{Count: 1<<32 - 1}
-}
-
-// outside returns what an id of the machine is on the host; the overflow id if it is none there.
-func outside(ranges []ns.Range, id uint32) uint32 {
-	for _, r := range ranges {
-		if id >= r.Inside && id-r.Inside < r.Count {
-			return r.Outside + id - r.Inside
-		}
-	}
-	return 65534
 }
 
 // gone explains an error that the machine's end is the likely cause of. A process that is ending has lost its

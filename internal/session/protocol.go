@@ -19,6 +19,7 @@ const (
 	fdStatus              // the status pipe
 	fdSessions            // the shield's table of sessions, if there is one
 	fdShield              // what keeps it up, likewise
+	fdImage               // pidfd of the leader of the machine that is the image, if one is
 	fdStdin               // and the other two streams, unless there is a terminal
 	fdStdout
 	fdStderr
@@ -32,8 +33,11 @@ type request struct {
 	Info         Info          `json:"info"`
 	Caller       *Caller       `json:"caller,omitempty"`
 	Results      string        `json:"results,omitempty"` // directory for the result, if the service wants it
-	Command      []string      `json:"command"`           // whole, where Info's may be cut short
+	Image        imageRequest  `json:"image,omitzero"`
+	Command      []string      `json:"command"` // whole, where Info's may be cut short
+	Shell        bool          `json:"shell,omitempty"`
 	Env          []string      `json:"env"`
+	CallerEnv    []string      `json:"callerenv,omitempty"`
 	Dir          string        `json:"dir"`
 	Strict       bool          `json:"strict,omitempty"`
 	Capabilities *Capabilities `json:"capabilities,omitempty"`
@@ -43,6 +47,14 @@ type request struct {
 	Rows         uint16        `json:"rows"`
 	Columns      uint16        `json:"columns"`
 	Scope        string        `json:"scope,omitempty"` // the scope that the process will be in, if there is systemd
+}
+
+// imageRequest tells of the image, if it is not the host.
+type imageRequest struct {
+	Path    string `json:"path,omitempty"`
+	Machine string `json:"machine,omitempty"` // its typed name; its leader is fdImage
+	Leader  int    `json:"leader,omitempty"`
+	Trusted bool   `json:"trusted,omitempty"`
 }
 
 // proceed is the second line: the process is where it belongs, and may fork.

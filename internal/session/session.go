@@ -18,6 +18,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -25,8 +26,11 @@ import (
 // Spec is what a caller asks of a session.
 type Spec struct {
 	Caller       *Caller          // for whom it is; nil is root
+	Image        *image.Image     // the tools tree, owned by the caller; nil is the host
 	Command      []string         // argv; never empty
+	Shell        bool             // the command is the caller's shell, for which /bin/sh will do if the image does not have it
 	Env          []string         // NAME=VALUE, all that the command gets but for what the session itself sets
+	CallerEnv    []string         // likewise, what of the caller's own environment it gets: PATH and SHELL only from the host
 	Dir          string           // working directory; "-" before it: "/" if it cannot be entered; "" is "/"
 	User         string           // name or numeric id, looked up in the machine; "" is root
 	Writable     bool             // the tools tree may be written to
@@ -52,6 +56,7 @@ type Info struct {
 	Owner    uint32    `json:"owner"`  // uid on the host of the person who started it
 	User     string    `json:"user"`
 	Command  []string  `json:"command"` // cut short if very long
+	Image    string    `json:"image,omitempty"`
 	Writable bool      `json:"writable,omitempty"`
 	TTY      bool      `json:"tty,omitempty"` // the command has a terminal
 	Started  time.Time `json:"started"`

@@ -33,7 +33,7 @@ type tree struct {
 // so neither the tools tree nor the machine needs to have it. Sources in the machine are opened here, as
 // O_PATH descriptors below its root, and checked to be what they should be. owner is the command's user and ttyGID
 // the group of terminals, in the host's terms.
-func newTree(root *ns.Root, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
+func newTree(root, tools *ns.Root, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
 	t := &tree{extra: map[string]fuse.Entry{}}
 	defer func() {
 		if err != nil {
@@ -71,7 +71,7 @@ func newTree(root *ns.Root, leader int, machine string, owner, ttyGID uint32) (_
 		}
 	}
 	for name, standIn := range databases {
-		if t.extra[name], err = t.database(root, name, standIn); err != nil {
+		if t.extra[name], err = t.database(root, tools, name, standIn); err != nil {
 			return nil, err
 		}
 	}
@@ -273,9 +273,9 @@ func (t *tree) file(root *ns.Root, name string, standIn fuse.Entry) error {
 	return nil
 }
 
-// database makes up a file of users or groups: the machine's, and after that what only the host has of
+// database makes up a file of users or groups: the machine's, and after that what only the tools tree has of
 // system users, for tools that want to be somebody of their own: tcpdump is "tcpdump" once it listens.
-func (t *tree) database(root *ns.Root, name, standIn string) (fuse.Entry, error) {
+func (t *tree) database(root, tools *ns.Root, name, standIn string) (fuse.Entry, error) {
 	own, err := readDatabase(root, "/"+name)
 	if err != nil {
 		return fuse.Entry{}, err
@@ -283,11 +283,11 @@ func (t *tree) database(root *ns.Root, name, standIn string) (fuse.Entry, error)
 	if own == "" {
 		own = standIn
 	}
-	host, err := os.ReadFile("/" + name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	theirs, err := readDatabase(tools, "/"+name)
+	if err != nil {
 		return fuse.Entry{}, err
 	}
-	return regular(withSystemUsers(own, string(host))), nil
+	return regular(withSystemUsers(own, theirs)), nil
 }
 
 func hasType(f *os.File, magic int64) bool {

@@ -48,7 +48,7 @@ func findAccount(root *ns.Root, user string) (account, error) {
 	return a, nil
 }
 
-// readDatabase reads a machine's file of users or groups. What is no regular file in its root (a fifo, a link
+// readDatabase reads a machine's or a tools tree's file of users or groups. What is no regular file in its root (a fifo, a link
 // into procfs) is as good as none.
 func readDatabase(root *ns.Root, path string) (string, error) {
 	data, err := root.ReadFile(path, databaseLimit)
@@ -110,7 +110,7 @@ func parseID(s string) (uint32, error) {
 // firstRegularID is where the ids of people begin; below are those of the system (login.defs(5), UID_MIN).
 const firstRegularID = 1000
 
-// withSystemUsers returns a machine's passwd or group file with the system's entries of the host's that
+// withSystemUsers returns a machine's passwd or group file with the system's entries of the tools tree's that
 // it lacks at the end. Names and ids that the machine has mean what they mean there: the first entry counts.
 func withSystemUsers(own, host string) string {
 	var b strings.Builder

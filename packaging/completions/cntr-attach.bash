@@ -7,10 +7,20 @@ _cntr_attach_machines() {
     done
 }
 
+# What --image takes. A directory is completed as such once it is begun.
+_cntr_attach_images() {
+    cntrctl images --no-legend --no-pager --no-ask-password 2>/dev/null | while read -r name _; do
+        printf '%s\n' "$name"
+    done
+    cntrctl list --no-legend --no-pager --no-ask-password 2>/dev/null | while read -r name kind _; do
+        printf '%s:%s\n' "$kind" "$name"
+    done
+}
+
 _cntr_attach() {
     local cur=$2 prev=$3 i
-    local with_value=' -u --user -E --setenv --chdir -p --property -H --host --capabilities '
-    local options='-u --user= -E --setenv= --chdir= --writable --strict --capabilities= --label=off -p --property= -t --pty -P --pipe -H --host= --direct
+    local with_value=' --image -u --user -E --setenv --chdir -p --property -H --host --capabilities '
+    local options='--image= -u --user= -E --setenv= --chdir= --writable --strict --capabilities= --label=off -p --property= -t --pty -P --pipe -H --host= --direct
         -v --verbose -q --quiet --no-ask-password -h --help --version'
     COMPREPLY=()
     # Words of bash end at "=" and ":", those of the command line do not.
@@ -49,7 +59,21 @@ _cntr_attach() {
         return
         ;;
     -u | --user | --chdir | --capabilities) return ;;
+    --image) cur=--image=$cur ;;
     esac
+    if [[ $cur == --image=* ]]; then
+        local image=${cur#--image=}
+        if [[ $image == [./]* ]]; then
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -f -- "$image")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_cntr_attach_images)" -- "$image")
+            if declare -F __ltrim_colon_completions >/dev/null; then
+                __ltrim_colon_completions "$image"
+            fi
+        fi
+        return
+    fi
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
         [[ ${COMPREPLY[*]} == *= ]] && compopt -o nospace

@@ -8,6 +8,16 @@ function __cntr_attach_machines
     end
 end
 
+function __cntr_attach_images
+    cntrctl images --no-legend --no-pager --no-ask-password 2>/dev/null | while read -l name rest
+        echo $name
+    end
+    cntrctl list --no-legend --no-pager --no-ask-password 2>/dev/null | while read -l name kind rest
+        echo $kind:$name
+    end
+    __fish_complete_path (commandline -ct)
+end
+
 function __cntr_attach_needs_machine
     set -l tokens (commandline -opc)
     set -e tokens[1]
@@ -15,7 +25,7 @@ function __cntr_attach_needs_machine
     for token in $tokens
         if test $skip = 1
             set skip 0
-        else if contains -- $token -u --user -E --setenv --chdir -p --property -H --host --capabilities --label
+        else if contains -- $token --image -u --user -E --setenv --chdir -p --property -H --host --capabilities --label
             set skip 1
         else if not string match -q -- '-*' $token
             return 1
@@ -26,6 +36,7 @@ end
 
 complete -c cntr-attach -n __cntr_attach_needs_machine -f -a '(__cntr_attach_machines)'
 complete -c cntr-attach -n 'not __cntr_attach_needs_machine' -a '(__fish_complete_subcommand)'
+complete -c cntr-attach -n __cntr_attach_needs_machine -l image -x -a '(__cntr_attach_images)' -d 'With the tools of an image'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s u -l user -x -d 'Be this user of the machine'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s E -l setenv -x -a '(set -nx)' -d 'Set a variable, or pass one on'
 complete -c cntr-attach -n __cntr_attach_needs_machine -l chdir -x -d 'Start in this directory'

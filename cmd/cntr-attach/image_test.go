@@ -1,0 +1,202 @@
+//go:build integration
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// toolsDir has an image made of the tools of the test host: nothing in it is there by the host's leave.
+const toolsDir = "/srv/tools"
+
+// newTools makes the image, once.
+func newTools(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(toolsDir); err != nil {
+		must(t, "/usr/lib/testhost/tools", toolsDir)
+	}
+}
+
+// imageKinds are the kinds of images that the suite brings tools from, and the machine that each is brought into. Each makes
+// an image of toolsDir and returns its name.
+var imageKinds = []struct {
+	title           string
+	make            func(*testing.T) string
+	kind, root, ref string
+}{
+	{"a directory", func(*testing.T) string { return toolsDir }, "", "", userns},
+	{"a name", toolsByName, "docker", "slim", "docker:NAME"},
+	{"a machine", func(t *testing.T) string { return toolsMachine(t, "tools-plain", "--private-users=no") }, "", "", userns},
+	{"a machine with a user namespace", func(t *testing.T) string {
+		return toolsMachine(t, "tools-userns", "--private-users=1000000:65536", "--private-users-ownership=map")
+	}, "nspawn-as-pid2", "slim", "nspawn:NAME"},
+}
+
+func toolsByName(t *testing.T) string {
+	const path = "/var/lib/machines/tools"
+	must(t, "ln", "-s", toolsDir, path)
+	t.Cleanup(func() { must(t, "rm", path) })
+	return "tools"
+}
+
+// toolsMachine starts a machine that has toolsDir as its root.
+func toolsMachine(t *testing.T, name string, options ...string) string {
+	t.Helper()
+	must(t, append(append([]string{
+		"systemd-run", "--quiet", "--collect", "--unit=" + name, "--service-type=notify", "-p", "Delegate=yes", "systemd-nspawn",
+		"--quiet", "--keep-unit", "--machine=" + name, "--directory=" + toolsDir, "--read-only", "--private-network",
+		"--resolv-conf=off", "--timezone=off", "--link-journal=no", "--as-pid2",
+	}, options...), "sleep", "infinity")...)
+	leader := leaderOf(t, name)
+	t.Cleanup(func() {
+		must(t, "kill", "-KILL", strconv.Itoa(leader)) // systemd-nspawn cleans up then
+		must(t, "sh", "-c", "systemctl stop "+name+".service 2>&1 || true")
+	})
+	return "nspawn:" + name
+}
+
+// Tools of an image work as those of the host do.
+func TestToolsOfAnImage(t *testing.T) {
+	newTools(t)
+	for _, kind := range imageKinds {
+		t.Run(kind.title, func(t *testing.T) {
+			image := kind.make(t)
+			s := newSubject(t, kind.kind, "t-of-image", kind.root, kind.ref)
+			s.image = []string{"--image=" + image}
+			mounts, members := s.state(t)
+			for _, c := range cases {
+				if s.caps&c.needs == c.needs {
+					t.Run(c.title, func(t *testing.T) { c.check(s, t) })
+				}
+			}
+			t.Run("unchanged", func(t *testing.T) { s.unchanged(t, mounts, members) })
+			// The image's own files, owners and variables.
+			got := succeeds(t, s.by("sh", "-c", `cat /etc/issue; stat -c %u:%g:%a /usr/bin/gdb; echo $PATH; [ -e /usr/bin/vi ] || echo none`)...)
+			if want := "This is the image of tools.\n0:0:755\n/usr/bin:/usr/sbin:/opt/tools\nnone\n"; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// Who attaches may set PATH; the shell is one that the image has.
+func TestShellAndPathOfAnImage(t *testing.T) {
+	newTools(t)
+	if got := succeeds(t, "--image="+toolsDir, "-E", "PATH=/bin", slim, "sh", "-c", "echo $PATH"); got != "/bin\n" {
+		t.Errorf("PATH is %q", got)
+	}
+	o := runCommand(t, strings.NewReader("echo $0 $SHELL"), "env", "SHELL=/usr/bin/zsh", "cntr-attach", "--image="+toolsDir, slim)
+	if o.stdout != "/bin/bash /bin/sh\n" {
+		t.Errorf("the shell says %+v", o)
+	}
+}
+
+// With --direct images are the same.
+func TestImageWithoutTheService(t *testing.T) {
+	newTools(t)
+	for _, image := range []string{toolsDir, "machine:" + userns} {
+		o := attachTo(t, "--direct", "--image="+image, slim, "sh", "-c", "[ -e /usr/bin/vi ] || stat -c %u /etc/shadow /etc/environment")
+		if !strings.HasPrefix(o.stdout, "0\n") {
+			t.Errorf("%s: %+v", image, o)
+		}
+	}
+}
+
+// What a machine has mounted is in the image that it is, and ids are those that it shows.
+func TestMachineAsImageHasItsMounts(t *testing.T) {
+	leader := strconv.Itoa(leaderOf(t, userns))
+	must(t, "nsenter", "--target="+leader, "--all", "sh", "-c", "mkdir -p /mnt/in && mount -t tmpfs tmpfs /mnt/in && echo hello >/mnt/in/file && chown 1:33 /mnt/in/file")
+	t.Cleanup(func() {
+		waitForNoScopes(t)
+		must(t, "nsenter", "--target="+leader, "--all", "sh", "-c", "umount /mnt/in; rmdir /mnt/in")
+	})
+	for _, target := range []string{slim, userns} {
+		got := succeeds(t, "--image=machine:"+userns, target, "sh", "-c", "cat /mnt/in/file; stat -c %u:%g /mnt/in/file /etc/shadow")
+		if got != "hello\n1:33\n0:42\n" {
+			t.Errorf("%s: got %q", target, got)
+		}
+	}
+	if o := attachTo(t, "--image=machine:"+userns, "--writable", slim, "sh", "-c", "echo x >/mnt/in/new; chown 5 /mnt/in/new"); o.code != 0 {
+		t.Errorf("writing: %+v", o)
+	}
+	if got := must(t, "nsenter", "--target="+leader, "--all", "stat", "-c", "%u:%g", "/mnt/in/new"); got != "5:0" {
+		t.Errorf("what was written is of %s", got)
+	}
+}
+
+func TestImagesThatAreNone(t *testing.T) {
+	newTools(t)
+	for image, want := range map[string]string{
+		"tol":                    `no image is called "tol"`,
+		"debz":                   "did you mean deb?",
+		"/nonexistent":           `there is no image at "/nonexistent"`,
+		"/etc/passwd/x":          `there is no image at "/etc/passwd/x"`,
+		"/dev/null":              "is no image",
+		"/proc/self/root":        "links of /proc are not followed",
+		"/proc/1/cwd/srv":        "links of /proc are not followed",
+		"machine:none":           `no machine is called "none"`,
+		"nspawn:none":            `no machine is called "nspawn:none"`,
+		"nonsense:x":             `no kind of machine is called "nonsense"`,
+		"docker:":                `invalid image "docker:"`,
+		"/var/lib/machines/slim": `command not found: "true"`, // no tools in it
+	} {
+		o := attachTo(t, "--image="+image, slim, "true")
+		if o.code < 125 || o.code > 127 || !strings.Contains(o.stderr, want) {
+			t.Errorf("--image=%s: %+v, want %q", image, o, want)
+		}
+	}
+}
+
+// An image's links and devices lead nowhere but into the image and the machine.
+func TestHostileDirectoryIsContained(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "image")
+	newTools(t)
+	must(t, "cp", "--archive", toolsDir, dir)
+	must(t, "sh", "-ec", `cd "$1"
+		ln -s /etc/shadow absolute; ln -s ../../../../../../../etc/shadow dots; ln -s loop loop
+		mknod null c 1 3; mknod mem c 1 1; mknod disk b 254 0; mkfifo fifo
+		cp usr/bin/id usr/bin/setid; chown 1000:1000 usr/bin/setid; chmod 6755 usr/bin/setid
+		cp usr/bin/cat usr/bin/capable; setcap cap_sys_admin+ep usr/bin/capable 2>/dev/null || true
+		mkdir many; cd many; seq -f f%g 10000 | xargs touch`, "sh", dir)
+	must(t, "chown", "1000:1000", dir) // somebody else's: its set-id bits do not count
+	must(t, "chmod", "0755", filepath.Dir(dir), filepath.Dir(filepath.Dir(dir)))
+	image := "--image=" + dir
+	for script, want := range map[string]string{
+		"cat /absolute || echo none":                                "none\n",
+		"cat /dots || echo none":                                    "none\n",
+		"cat /loop || echo none":                                    "none\n",
+		"echo x >/null || cat /mem || cat /disk || echo none":       "none\n",
+		"stat -c %F /fifo":                                          "fifo\n",
+		"ls /many | wc -l":                                          "10000\n",
+		"/usr/bin/setid -u":                                         "0\n",
+		"touch /new || echo none":                                   "none\n",
+		"stat -c %a /usr/bin/setid; [ -u /usr/bin/setid ]; echo $?": "6755\n0\n",
+	} {
+		if o := attachTo(t, image, slim, "sh", "-c", script); o.stdout != want {
+			t.Errorf("%s: %+v, want %q", script, o, want)
+		}
+	}
+	for _, target := range []string{slim, userns} {
+		if o := attachTo(t, image, "--user=65534", target, "/usr/bin/setid", "-u"); o.stdout != "65534\n" {
+			t.Errorf("%s: a set-user-id program of the image runs as %+v", target, o)
+		}
+	}
+	if got := succeeds(t, "--image="+toolsDir, slim, "sh", "-c", "grep fuse.cntr /proc/self/mountinfo"); strings.Contains(got, "nosuid") {
+		t.Errorf("root's own image: %s", got)
+	}
+}
+
+func TestSessionTellsItsImage(t *testing.T) {
+	newTools(t)
+	sleeper(t, "--image="+toolsDir, slim)
+	if got := must(t, "sh", "-c", "cntrctl status --json=short $(cntrctl sessions --json=short | grep -o '\"session\":\"[^\"]*' | cut -d'\"' -f4)"); !strings.Contains(got, `"image":"/srv/tools"`) {
+		t.Errorf("got %s", got)
+	}
+	if got := must(t, "cntrctl", "images", "--no-legend"); !strings.HasPrefix(got, "host host      /\n") || !strings.Contains(got, "\ndeb  directory /var/lib/machines/deb\n") {
+		t.Errorf("the images are\n%s", got)
+	}
+}

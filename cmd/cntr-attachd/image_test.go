@@ -1,0 +1,66 @@
+//go:build integration
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// asAliceWith runs cntr-attach as alice.
+func asAliceWith(t *testing.T, args ...string) (string, bool) {
+	t.Helper()
+	return try(t, alice(append([]string{"cntr-attach", "--chdir=/", "--no-ask-password"}, args...)...)...)
+}
+
+// Users who are not root have no more of an image than they had before.
+func TestImagesOfUsers(t *testing.T) {
+	const toolsDir = "/srv/tools"
+	if _, err := os.Stat(toolsDir); err != nil {
+		must(t, "/usr/lib/testhost/tools", toolsDir)
+	}
+	grant(t, "attach", "attach-privileged")
+	private := filepath.Join(t.TempDir(), "private")
+	must(t, "sh", "-ec", `mkdir -p "$1/image"; chmod 700 "$1"`, "sh", private)
+	must(t, "sh", "-c", "echo secret >"+toolsDir+"/root/secret; chmod 600 "+toolsDir+"/root/secret")
+	for _, target := range []string{"slim", "debu"} {
+		if out, ok := asAliceWith(t, "--image="+toolsDir, target, "sh", "-c", "cat /etc/issue; cat /root/secret 2>/dev/null"); out != "This is the image of tools." || ok {
+			t.Errorf("%s: %q, %v", target, out, ok)
+		}
+	}
+	for image, want := range map[string]string{
+		private + "/image": "you may not open the image",
+		private + "/none":  "you may not open the image",
+		"deb":              "you may not open the image", // /var/lib/machines is root's
+		"/proc/1/root":     "links of /proc are not followed",
+		fmt.Sprintf("/proc/%d/root/etc", os.Getpid()): "links of /proc are not followed",
+	} {
+		if out, ok := asAliceWith(t, "--image="+image, "debu", "true"); ok || !strings.Contains(out, want) {
+			t.Errorf("--image=%s: %q, want %q", image, out, want)
+		}
+	}
+	// Files of a machine that is the image are read as alice, whom polkit lets in.
+	if out, ok := asAliceWith(t, "--image=machine:debu", "slim", "cat", "/etc/shadow"); ok || !strings.Contains(out, "Permission denied") {
+		t.Errorf("a file of root's in a machine: %q", out)
+	}
+	if out, ok := asAliceWith(t, "--image=machine:debu", "slim", "cat", "/etc/os-release"); !ok {
+		t.Errorf("a file of a machine: %q", out)
+	}
+}
+
+// It takes the right to attach to a machine to have it as an image.
+func TestMachineAsImageTakesTheRightToIt(t *testing.T) {
+	grant(t, "attach")
+	if out, ok := asAliceWith(t, "--image=machine:debu", "debu", "true"); !ok {
+		t.Errorf("%q", out)
+	}
+	if out, ok := asAliceWith(t, "--image=machine:deb", "debu", "true"); ok || !strings.Contains(out, "org.cntr.Attach1.attach-privileged") {
+		t.Errorf("a privileged machine as image: %q", out)
+	}
+	if out, ok := asAliceWith(t, "--image=dep", "debu", "true"); ok || out != `cntr-attach: no image is called "dep"` {
+		t.Errorf("%q", out)
+	}
+}

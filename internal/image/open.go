@@ -1,0 +1,141 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/ns"
+)
+
+// Tree is an image that was opened.
+type Tree struct {
+	Root      *os.File   // its root directory, opened O_PATH; owned by the Tree
+	Looks     *ns.Root   // the same, for reading single files as whom the session is for; it has no descriptor of its own
+	ReadOnly  bool       // it cannot be written to
+	Immutable bool       // nobody else changes it either
+	SetID     bool       // its set-id bits and file capabilities count
+	UIDs      []ns.Range // of the ids of its files: Inside as its own users have them, Outside as they are on the host
+	GIDs      []ns.Range
+	Environ   []string // its own variables, NAME=VALUE; none of the host
+}
+
+// Close closes the root directory.
+func (t *Tree) Close() error { return t.Root.Close() }
+
+// identity is the map of ids that are the host's.
+var identity = []ns.Range{{Count: 1<<32 - 1}}
+
+// Open opens an image for somebody. It may block for as long as a file system does. Errors carry fail.NoSuchImage (there
+// is none at this path, or it cannot be a tools tree), fail.AccessDenied, fail.NotRunning or fail.NotSupported.
+func Open(i *Image, who ns.Identity) (t *Tree, err error) {
+	if i.IsHost() {
+		root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, err
+		}
+		return &Tree{Root: root, Looks: ns.RootAt(root, ns.Identity{}), SetID: true, UIDs: identity, GIDs: identity}, nil
+	}
+	opener := who
+	if i.Trusted {
+		opener = ns.Identity{}
+	}
+	if i.Machine != nil {
+		t, err = openMachine(i.Machine)
+	} else {
+		t, err = openPath(i, opener)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.Looks = ns.RootAt(t.Root, who)
+	text, err := t.Looks.ReadFile("/etc/environment", environLimit)
+	if err == nil {
+		t.Environ = parseEnviron(string(text))
+	}
+	if i.Machine != nil && !i.Machine.Leader.Alive() {
+		_ = t.Close()
+		return nil, stopped(i.Machine)
+	}
+	return t, nil
+}
+
+func openPath(i *Image, opener ns.Identity) (*Tree, error) {
+	f, err := openAs(i.Path, opener)
+	if err != nil {
+		return nil, explain(i, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("examining the image %q: %w", i, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		_ = f.Close()
+		return nil, fail.New(fail.NoSuchImage, "give the directory that has usr, bin and etc of the tools in it",
+			"%q is no image: it is no directory", i.Path)
+	}
+	return &Tree{
+		Root: f, UIDs: identity, GIDs: identity,
+		// A directory that somebody else made may have anybody's programs in it.
+		SetID: opener.Root() && st.Uid == 0,
+	}, nil
+}
+
+// openAs opens a path with somebody's rights, O_PATH. Links of procfs are not followed: they lead where their
+// process is, and what is looked at then is whether we may ptrace that.
+func openAs(path string, who ns.Identity) (*os.File, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
+	fd := -1
+	err := who.As(func() (err error) {
+		fd, err = unix.Openat2(unix.AT_FDCWD, path, &how)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func explain(i *Image, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return fail.New(fail.NoSuchImage, "cntrctl images lists those that have names", "there is no image at %q", i.Path)
+	case errors.Is(err, fs.ErrPermission):
+		return fail.New(fail.AccessDenied, "images are opened with the rights of who attaches",
+			"you may not open the image at %q", i.Path)
+	case errors.Is(err, unix.ELOOP):
+		return fail.New(fail.NoSuchImage, "links of /proc are not followed", "%q is no image: its path does not end", i.Path)
+	}
+	return fmt.Errorf("opening the image %q: %w", i, err)
+}
+
+// openMachine takes a machine's root with all its mounts, as its leader sees it.
+func openMachine(m *machine.Machine) (*Tree, error) {
+	root, err := ns.OpenRoot(m.Leader.PID)
+	if err != nil {
+		return nil, goneOr(m, err)
+	}
+	t := &Tree{Root: root.Dir()}
+	if t.UIDs, t.GIDs, err = ns.IDMaps(m.Leader.PID); err != nil {
+		_ = t.Close()
+		return nil, goneOr(m, err)
+	}
+	return t, nil
+}
+
+func goneOr(m *machine.Machine, err error) error {
+	if m.Leader.Alive() && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return stopped(m)
+}
+
+func stopped(m *machine.Machine) error {
+	return fail.New(fail.NotRunning, "", "the machine %q, which is the image, has stopped", m.Ref())
+}
