@@ -106,6 +106,9 @@ func renewed(ctx context.Context) (context.Context, context.CancelFunc) {
 // find resolves the machine of an attach, if the caller may have a session in it. The caller of find closes it.
 func (s *server) find(ctx context.Context, who caller, name string, spec *attachSpec) (*machine.Machine, []*machine.Failure, error) {
 	m, failed, err := s.Machines.Find(ctx, name)
+	if err == nil {
+		s.choose(spec, m)
+	}
 	if who.trusted() {
 		return m, failed, err
 	}

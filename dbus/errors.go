@@ -21,6 +21,7 @@ var errorNames = map[fail.Code]string{
 	fail.Unauthenticated: standardError + "InteractiveAuthorizationRequired",
 	fail.LimitsExceeded:  standardError + "LimitsExceeded",
 
+	fail.Misconfigured:    ownError + "Misconfigured",
 	fail.NoSuchMachine:    ownError + "NoSuchMachine",
 	fail.AmbiguousMachine: ownError + "AmbiguousMachine",
 	fail.NotRunning:       ownError + "NotRunning",

@@ -5,6 +5,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/image"
+	"github.com/cntr-attach/cntr-attach/internal/machine"
 )
 
 // imageRow is a row of ListImages.
@@ -25,11 +26,17 @@ func (s *server) listImages(ctx context.Context, _ caller, _ *message) ([]any, e
 
 // findImage finds the image of an attach. The caller of findImage closes it. No file is looked at here: the session
 // process opens the image with the rights of whom it is for. A machine is an image for those who may have a session in
-// it: they could read its files there.
+// it: they could read its files there. An image that root has configured needs no right, and is opened as root.
 func (s *server) findImage(ctx context.Context, who caller, spec *attachSpec) (*image.Image, error) {
 	ctx, cancel := renewed(ctx)
 	defer cancel()
 	ref := spec.image
+	if spec.wrong != nil {
+		return nil, spec.wrong
+	}
+	if spec.configured {
+		return s.configuredImage(ctx, ref)
+	}
 	if ref.Machine != "" {
 		m, _, err := s.find(ctx, who, ref.Machine, spec)
 		if err != nil {
@@ -42,4 +49,32 @@ func (s *server) findImage(ctx context.Context, who caller, spec *attachSpec) (*
 		return nil, fail.New(fail.NoSuchImage, "", "no image is called %q", ref) // the hint tells of others
 	}
 	return i, err
+}
+
+func (s *server) configuredImage(ctx context.Context, ref image.Ref) (i *image.Image, err error) {
+	if ref.Machine != "" {
+		var m *machine.Machine
+		if m, _, err = s.Machines.Find(ctx, ref.Machine); err == nil {
+			i = image.OfMachine(m)
+		}
+	} else {
+		i, err = s.Images.Find(ctx, ref)
+	}
+	if err != nil {
+		return nil, fail.New(fail.From(err).Code, "see man attach.conf; --image=host does without it",
+			"the configured image %q: %w", ref, err)
+	}
+	if i != nil {
+		i.Trusted = true
+	}
+	return i, nil
+}
+
+// choose fills in the image that is configured for a machine, if the caller has named none.
+func (s *server) choose(spec *attachSpec, m *machine.Machine) {
+	if spec.chosen || s.Default == nil {
+		return
+	}
+	spec.image, spec.wrong = s.Default(m)
+	spec.chosen, spec.configured = true, true
 }

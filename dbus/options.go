@@ -29,8 +29,10 @@ const (
 // attachSpec is what a caller asks of Attach.
 type attachSpec struct {
 	session.Spec
-	image  image.Ref
-	chosen bool // the caller has named the image
+	image      image.Ref
+	chosen     bool  // the caller has named the image
+	configured bool  // the configuration has
+	wrong      error // the configuration, which is told who may attach
 }
 
 // parseSpec checks Attach's arguments. The descriptors in the result stay the message's.

@@ -57,6 +57,7 @@ type Images interface {
 // Config is what a server needs.
 type Config struct {
 	Images      Images
+	Default     func(*machine.Machine) (image.Ref, error) // the image of who names none; nil is the host
 	Machines    Machines
 	Sessions    Sessions
 	Version     string

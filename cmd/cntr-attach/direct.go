@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cntr-attach/cntr-attach/internal/config"
 	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/image"
@@ -34,6 +35,9 @@ func startDirectly(ctx context.Context, o *options, want session.Spec) (*attache
 	}
 	defer m.Close()
 	tools, err := image.ParseRef(o.image)
+	if err == nil && o.image == "" {
+		tools, err = config.DefaultImage(m, func(s string) { o.tell("unknown setting: %s", s) })
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -200,3 +200,45 @@ func TestSessionTellsItsImage(t *testing.T) {
 		t.Errorf("the images are\n%s", got)
 	}
 }
+
+// Root configures what who names no image gets.
+func TestConfiguredImage(t *testing.T) {
+	newTools(t)
+	const file = "/etc/cntr/attach.conf"
+	configure := func(text string) {
+		t.Helper()
+		must(t, "mkdir", "-p", filepath.Dir(file))
+		if err := os.WriteFile(file, []byte("[Attach]\n"+text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { must(t, "rm", "-rf", filepath.Dir(file)) })
+	which := []string{"sh", "-c", "[ -e /etc/debian_version ] && echo Debian; [ -e /usr/bin/vim.tiny ] && echo vim; true"}
+	const own, hosts, another = "", "Debian\nvim\n", "Debian\n"
+	configure("Image=" + toolsDir + "\nMachineImage=nspawn:debu nspawn:deb\nMachineImage=sli[k-n] host\n")
+	for _, c := range []struct{ image, machine, want string }{
+		{"", booted, own}, {"", userns, another}, {"", slim, hosts}, {"--image=host", booted, hosts}, {"--image=" + toolsDir, slim, own},
+	} {
+		for _, direct := range []string{"--quiet", "--direct"} {
+			args := append([]string{direct, c.machine}, which...)
+			if c.image != "" {
+				args = append([]string{c.image}, args...)
+			}
+			if o := attachTo(t, args...); o.stdout != c.want || o.stderr != "" {
+				t.Errorf("%q: %+v, want %q", args, o, c.want)
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"Image=/none\n":      `there is no image at "/none"`,
+		"Image=nothing\n":    `the configured image "nothing": no image is called`,
+		"Image=docker:\n":    `the configuration is wrong: invalid image "docker:"`,
+		"MachineImage=web\n": "the configuration is wrong: /etc/cntr/attach.conf: MachineImage=web is not PATTERN IMAGE",
+	} {
+		configure(text)
+		if o := attachTo(t, slim, "true"); o.code != 125 || !strings.Contains(o.stderr, want) {
+			t.Errorf("%q: %+v, want %q", text, o, want)
+		}
+		succeeds(t, "--image=host", slim, "true")
+	}
+}

@@ -64,3 +64,17 @@ func TestMachineAsImageTakesTheRightToIt(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 }
+
+// What root has configured is opened as root, and read as who attaches.
+func TestConfiguredImageOfUsers(t *testing.T) {
+	grant(t, "attach")
+	must(t, "sh", "-ec", "mkdir -p /etc/cntr; printf '[Attach]\\nImage=deb\\n' >/etc/cntr/attach.conf")
+	t.Cleanup(func() { must(t, "rm", "-r", "/etc/cntr") })
+	out, ok := asAliceWith(t, "debu", "sh", "-c", "[ -e /usr/bin/gdb ] || echo deb; cat /etc/shadow")
+	if !strings.HasPrefix(out, "deb\n") || ok || !strings.HasSuffix(out, "Permission denied") {
+		t.Errorf("%q, %v", out, ok)
+	}
+	if out, ok := asAliceWith(t, "--image=deb", "debu", "true"); ok {
+		t.Errorf("the same image, named: %q", out)
+	}
+}

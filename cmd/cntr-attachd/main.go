@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/config"
 	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -156,7 +157,10 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		}
 	}()
 	err = dbus.Serve(ctx, dbus.Config{
-		Images:      image.Finder{Store: machined},
+		Images: image.Finder{Store: machined},
+		Default: func(m *machine.Machine) (image.Ref, error) {
+			return config.DefaultImage(m, func(s string) { log.Warn("Unknown setting in the configuration", "setting", s) })
+		},
 		Machines:    append(machine.Registry{machined, lxc.NewResolver(), services, engine.Process{}}, engine.Engines()...),
 		Sessions:    launcher,
 		Version:     version,

@@ -23,6 +23,7 @@ const (
 	Unauthenticated  Code = "Unauthenticated"  // the caller may do this once they have authenticated
 	LimitsExceeded   Code = "LimitsExceeded"   // there is no room for more
 	NotSupported     Code = "NotSupported"     // this kernel, or this system, cannot do it
+	Misconfigured    Code = "Misconfigured"    // root's configuration is wrong
 	NoSuchMachine    Code = "NoSuchMachine"    // no resolver knows the machine
 	AmbiguousMachine Code = "AmbiguousMachine" // more than one resolver knows the machine
 	NotRunning       Code = "NotRunning"       // the machine exists but does not run, or is gone meanwhile
