@@ -31,6 +31,11 @@ func (fs *tree) GetXAttr(_ <-chan struct{}, h *raw.InHeader, attr string, dest [
 	}
 	defer l.release()
 	size, err := unix.Getxattr(fdName(l.fd), attr, dest)
+	if err == unix.EOPNOTSUPP && (attr == aclAccess || attr == aclDefault) {
+		// The kernel asks for the ACL of each file whose group or others want to open it, and with this error it refuses
+		// (fuse_get_acl): no file of somebody else's could be opened on a file system that has no ACLs, squashfs for one.
+		err = unix.ENODATA
+	}
 	if err != nil {
 		return 0, status(err)
 	}
