@@ -78,3 +78,30 @@ func TestConfiguredImageOfUsers(t *testing.T) {
 		t.Errorf("the same image, named: %q", out)
 	}
 }
+
+// A disk image is parsed by the kernel: users can use those only that nobody but root can have made.
+func TestDiskImagesOfUsers(t *testing.T) {
+	grant(t, "attach")
+	must(t, "sh", "-ec", `mkdir -p /srv/disks/open /srv/tree/bin; cp /usr/bin/busybox /srv/tree/bin/; ln -sf busybox /srv/tree/bin/true
+		mksquashfs /srv/tree /srv/disks/good -quiet -no-progress -noappend; cd /srv/disks; cp good secret; chmod 600 secret; cp good writable; chmod 666 writable
+		cp good others; chown alice others; chmod 1777 open; cp good open/moved; ln -s good link; cp good /home/alice/own; chown alice /home/alice/own`)
+	t.Cleanup(func() { must(t, "rm", "-rf", "/srv/disks", "/srv/tree", "/home/alice/own", "/etc/cntr") })
+	for image, want := range map[string]string{
+		"/srv/disks/good":       "",
+		"/srv/disks/link":       "",
+		"/srv/disks/secret":     "you may not open the image",
+		"/srv/disks/writable":   "is not root's alone: others may write to /srv/disks/writable",
+		"/srv/disks/others":     "is not root's alone: others may write to /srv/disks/others",
+		"/srv/disks/open/moved": "is not root's alone: others may write to /srv/disks/open",
+		"/home/alice/own":       "is not root's alone: others may write to /home/alice",
+		"/dev/loop-control":     "is no image",
+	} {
+		if out, ok := asAliceWith(t, "--image="+image, "debu", "true"); ok != (want == "") || !strings.Contains(out, want) {
+			t.Errorf("--image=%s: %q, want %q", image, out, want)
+		}
+	}
+	must(t, "sh", "-ec", "mkdir -p /etc/cntr; printf '[Attach]\\nImage=/srv/disks/secret\\n' >/etc/cntr/attach.conf")
+	if out, ok := asAliceWith(t, "debu", "true"); !ok {
+		t.Errorf("a configured image: %q", out)
+	}
+}

@@ -18,7 +18,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -108,9 +107,5 @@ func (f Finder) hint(ctx context.Context, name string) string {
 	if near := machine.Nearest(name, names); len(near) > 0 {
 		return "did you mean " + near[0] + "?"
 	}
-	hint := "cntrctl images lists them; a directory is given by its absolute path, a machine as docker:NAME or machine:NAME"
-	if slices.Contains([]string{".", ".."}, name) {
-		return "give an absolute path"
-	}
-	return hint
+	return "cntrctl images lists them; a path begins with /, a machine is docker:NAME or machine:NAME"
 }

@@ -75,16 +75,32 @@ func openPath(i *Image, opener ns.Identity) (*Tree, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("examining the image %q: %w", i, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+	case unix.S_IFREG, unix.S_IFBLK:
+		defer f.Close()
+		return openDisk(i, f, st.Uid, opener)
+	default:
 		_ = f.Close()
-		return nil, fail.New(fail.NoSuchImage, "give the directory that has usr, bin and etc of the tools in it",
-			"%q is no image: it is no directory", i.Path)
+		return nil, fail.New(fail.NoSuchImage, "an image is a directory that has usr, bin and etc in it, or a disk image",
+			"%q is no image: it is neither a directory nor a file", i.Path)
 	}
 	return &Tree{
-		Root: f, UIDs: identity, GIDs: identity,
+		Root: f, UIDs: idsOf(st.Uid, st.Gid), GIDs: idsOf(st.Uid, st.Gid),
 		// A directory that somebody else made may have anybody's programs in it.
 		SetID: opener.Root() && st.Uid == 0,
 	}, nil
+}
+
+// idsOf returns the map of ids of an image by the owner of its root directory. Container managers give a container that
+// has a user namespace a run of 65536 ids, of which the first is its root's, and with some the files on disk have these
+// ids: systemd-nspawn(1), --private-users-ownership=chown, and lxc-usernsexec(1). That first id is beyond those of people.
+func idsOf(uid, gid uint32) []ns.Range {
+	const run = 1 << 16
+	if uid != gid || uid < run || uid > 1<<32-1-run {
+		return identity
+	}
+	return []ns.Range{{Outside: uid, Count: run}}
 }
 
 // openAs opens a path with somebody's rights, O_PATH. Links of procfs are not followed: they lead where their

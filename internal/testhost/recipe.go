@@ -33,6 +33,8 @@ var hostRecipe = recipe{
 		"acl", "attr", "bash", "bsdutils", "curl", "file", "gdb", "less", "lsof", "procps", "psmisc", "strace",
 		"sudo", "tcpdump", "tmux", "vim-tiny", "xxd",
 		"delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "socat",
+		// Makers of disk images.
+		"btrfs-progs", "erofs-utils", "fdisk", "squashfs-tools", "xfsprogs",
 		// Clients of the bus that are not ours.
 		"libglib2.0-bin", "python3-dbus",
 		// Shells that complete command lines, and the way to another host.

@@ -67,6 +67,49 @@ func laySlim(ctx context.Context, root string) error {
 	return nil
 }
 
+// musl is where the test host has the root file system of another libc.
+const musl = "var/lib/testhost/musl"
+
+// layMusl makes an image with musl as its libc: the program of the slim machine, and a shell that needs none.
+func layMusl(ctx context.Context, root string) error {
+	image := filepath.Join(root, musl)
+	for _, dir := range []string{"bin", "lib", "etc"} {
+		if err := os.MkdirAll(filepath.Join(image, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	program := filepath.Join(image, "bin/slim")
+	compile := exec.CommandContext(ctx, "musl-gcc", "-O0", "-Wall", "-o", program, filepath.Join(root, slimSourceDir, "slim.c"))
+	if out, err := compile.CombinedOutput(); err != nil {
+		return fmt.Errorf("compile for musl: %w\n%s\nhint: make setup installs musl-gcc", err, out)
+	}
+	// The C library is its own dynamic loader.
+	out, err := exec.CommandContext(ctx, "readelf", "--program-headers", program).Output()
+	if err != nil {
+		return fmt.Errorf("the dynamic loader of %s: %w", program, err)
+	}
+	_, loader, found := strings.Cut(string(out), "interpreter: ")
+	loader, _, closed := strings.Cut(loader, "]")
+	if !found || !closed {
+		return fmt.Errorf("%s has no dynamic loader", program)
+	}
+	for from, to := range map[string]string{loader: loader, filepath.Join(root, "usr/bin/busybox"): "bin/busybox"} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(image, to), data, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"sh", "cat", "echo", "ls", "ps", "id"} {
+		if err := os.Symlink("busybox", filepath.Join(image, "bin", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // parseLdd returns the paths in ldd's output, the dynamic loader's among them:
 //
 //	linux-vdso.so.1 (0x00007ffd…)
