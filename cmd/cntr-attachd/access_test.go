@@ -200,7 +200,7 @@ func TestNamesAreNotTold(t *testing.T) {
 
 // Whatever machine it is in, and whatever it is there, a session has the rights of who asked for it on the host's files.
 func TestSessionActsAsItsCaller(t *testing.T) {
-	must(t, "useradd", "--create-home", "bob")
+	must(t, "useradd", "--create-home", "-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", "bob") // root has them all
 	t.Cleanup(func() { must(t, "userdel", "--remove", "bob") })
 	must(t, "install", "-o", "bob", "-m", "0600", "/etc/hostname", "/home/bob/private")
 	must(t, "install", "-o", "bob", "-m", "0644", "/etc/hostname", "/home/bob/public")
@@ -256,7 +256,7 @@ granted chmod 0600 /home/alice/new
 
 // A user's own machine has mounts and links to whatever the user wants. A session takes nothing of that with root's rights.
 func TestOwnMachineGivesNoRights(t *testing.T) {
-	must(t, "useradd", "--create-home", "bob")
+	must(t, "useradd", "--create-home", "-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", "bob") // root has them all
 	t.Cleanup(func() { must(t, "userdel", "--remove", "bob") })
 	must(t, "chmod", "0700", "/home/bob")
 	must(t, "install", "-d", "-o", "bob", "-m", "0755", "/home/bob/dir", "/home/bob/etc")

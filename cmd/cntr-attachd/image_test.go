@@ -35,8 +35,10 @@ func TestImagesOfUsers(t *testing.T) {
 		private + "/image": "you may not open the image",
 		private + "/none":  "you may not open the image",
 		"deb":              "you may not open the image", // /var/lib/machines is root's
-		"/proc/1/root":     "links of /proc are not followed",
-		fmt.Sprintf("/proc/%d/root/etc", os.Getpid()): "links of /proc are not followed",
+		"/proc/1/fd/0":     "you may not open the image",
+		"/proc/1/fd/9999":  "you may not open the image",
+		"/proc/1/root":     "you may not open the image",
+		fmt.Sprintf("/proc/%d/root/etc", os.Getpid()): "you may not open the image",
 	} {
 		if out, ok := asAliceWith(t, "--image="+image, "debu", "true"); ok || !strings.Contains(out, want) {
 			t.Errorf("--image=%s: %q, want %q", image, out, want)

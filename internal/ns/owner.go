@@ -59,11 +59,9 @@ type Identity struct {
 // Root reports whether it is root.
 func (who Identity) Root() bool { return who.UID == 0 && who.GID == 0 }
 
-// As runs f with the file system ids of somebody of the host and their groups, on a thread of its own. An id that is not
-// root's takes the capabilities over files from the thread as well, as long as it lasts (capabilities(7), 'Effect of user
-// ID changes'). The thread's groups are not those of the process meanwhile: Linux keeps all of these per thread.
-//
-// Other capabilities stay: f must not go through the links of procfs.
+// As runs f with the file system ids of somebody of the host, their groups and no capabilities, on a thread of its own: Linux
+// keeps all of these per thread, and the process's are other ones meanwhile. What else of a process counts when it looks
+// at another one (ptrace(2), 'Ptrace access mode checking') stays root's: f must not follow the links of procfs.
 func (who Identity) As(f func() error) error {
 	if who.Root() {
 		return f()
@@ -85,6 +83,13 @@ func (who Identity) As(f func() error) error {
 		// setfsuid(2) does not tell whether it failed; asked for what cannot be, it answers with what is.
 		if now, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(^uint32(0)), 0, 0); uint32(now) != who.UID {
 			done <- fmt.Errorf("becoming user %d: still %d", who.UID, now)
+			return
+		}
+		// An id that is not root's has taken those over files, and no others (capabilities(7)): CAP_SYS_PTRACE, for one, opens
+		// /proc/PID/fd.
+		header, none := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			done <- fmt.Errorf("dropping capabilities: %w", err)
 			return
 		}
 		done <- f()

@@ -248,7 +248,7 @@ func (i *Info) arguments() []string {
 
 // parseArguments is the reverse of arguments.
 func parseArguments(args []string) (Info, error) {
-	var i Info
+	i := Info{Image: "host"} // of a launcher that knew no others
 	if len(args) == 0 || args[0] != programName {
 		return i, errors.New("not a session process")
 	}
