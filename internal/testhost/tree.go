@@ -61,7 +61,7 @@ func layTree(ctx context.Context, cached, root string) error {
 			return err
 		}
 	}
-	return laySlim(ctx, root)
+	return errors.Join(laySlim(ctx, root), layTicker(ctx, root))
 }
 
 // copyTree copies with all that a file has, and without copying data where the file system can share it.
