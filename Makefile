@@ -2,6 +2,7 @@
 #
 #   make demo       the main job on a test host, nothing needs to be prepared (as root)
 #   make test       all tests, those on a test host too (as root)
+#   make test-vm    tests on a virtual machine with Debian's kernel (as root)
 #   make check      linters; no root once "make setup" has run
 #
 # Every target installs what it lacks (make setup) and can be run again, quickly.
@@ -138,6 +139,17 @@ test: export TESTHOST := test-$(checkout)
 test: build bin/testhost
 	@$(on_testhost); \
 	$(gotest) -timeout 20m $(TESTFLAGS) ./...
+
+# What wants a kernel of Debian's own: the shield, AppArmor, accounting and limits, on a virtual machine, which is emulated where
+# there is no KVM. It takes some minutes, 15 at most.
+.PHONY: test-vm
+test-vm: export TESTHOST := test-$(checkout)
+test-vm: setup-vm build bin/testhost
+	@.ci/test-vm
+
+.PHONY: setup-vm
+setup-vm:
+	@.ci/setup qemu-system-x86 e2fsprogs
 
 # How fast a session is, next to the host and to cntr 1.6.0; then the Go benchmarks. The first takes about a quarter of
 # an hour; BENCHFLAGS='--only=find --rounds=1' is quicker, bin/bench --help tells more.

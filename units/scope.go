@@ -59,6 +59,8 @@ func (s *Systemd) properties(scope Scope, pidfds bool) []dbus.Property {
 		property("CollectMode", "inactive-or-failed"), // leave nothing behind, failed or not
 		property("TimeoutStopUSec", uint64(stopTimeout.Microseconds())),
 		property("SendSIGHUP", true), // a shell does not end on SIGTERM
+		// CPU time is counted always; the others where the kernel has the controllers and somebody asks for it.
+		property("MemoryAccounting", true), property("IOAccounting", true), property("TasksAccounting", true),
 	}
 	if scope.Slice != "" {
 		p = append(p, dbus.PropSlice(scope.Slice))

@@ -29,6 +29,7 @@ var kinds = []struct {
 }{
 	{"nspawn, booted", []string{"full"}, "", booted},
 	{"nspawn `-U`, booted", []string{"full"}, "", userns},
+	{"nspawn `-U`", []string{"slim"}, "nspawn-users", "nspawn:NAME"},
 	{"nspawn `--as-pid2`", []string{"full", "slim"}, "nspawn-as-pid2", "nspawn:NAME"},
 	{"nspawn `--read-only`", []string{"full", "slim"}, "nspawn-read-only", "nspawn:NAME"},
 	{"nspawn, disk image", []string{"full", "slim"}, "nspawn-image", "nspawn:NAME"},

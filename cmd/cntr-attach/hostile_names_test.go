@@ -96,7 +96,7 @@ func TestMachineHasAPoisonedEnvironment(t *testing.T) {
 	for name, value := range map[string]string{
 		"BASH_ENV": "/tmp/poison", "ENV": "/tmp/poison", "PROMPT_COMMAND": "echo poisoned", "PS4": "$(echo poisoned)", "PAGER": "echo poisoned",
 		"PYTHONSTARTUP": "/tmp/poison", "GIT_PAGER": "echo poisoned", "PATH": "/tmp:" + os.Getenv("PATH"), "SHELLOPTS": "xtrace",
-		"GREETING": "hello", "FORGED": "a\nLD_PRELOAD=/tmp/poison",
+		"INPUTRC": "/tmp/poison", "PYTHONPATH": "/tmp/poison", "GREETING_HOST": "hello", "FORGED_URL": "a\nLD_PRELOAD=/tmp/poison",
 	} {
 		t.Setenv(name, value)
 	}
@@ -111,7 +111,7 @@ func TestMachineHasAPoisonedEnvironment(t *testing.T) {
 	defer kill()
 	for _, mode := range []string{"--quiet", "--direct"} {
 		o := runCommand(t, nil, "env", "-i", "PATH=/usr/bin:/bin", "cntr-attach", mode, machine, "bash", "-c",
-			"bash -xc true 2>/dev/null; echo $GREETING; cat /etc/debian_chroot; env | grep -ci poison")
+			"bash -xc true 2>/dev/null; echo $GREETING_HOST; cat /etc/debian_chroot; env | grep -ci poison")
 		if want := "hello\n" + machine + "\n0\n"; o.stdout != want {
 			t.Errorf("%s: got %+v, want %q", mode, o, want)
 		}

@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,9 +23,10 @@ func TestMachineGrabsProcesses(t *testing.T) {
 	for _, machine := range machines[:2] { // the slim one has no program to try with
 		t.Run(machine, func(t *testing.T) {
 			attacker := attack(t, machine, "grab")
-			for i := range 20 {
+			for i := range 8 {
 				mode := []string{"--writable", "--direct", "--strict", "--user=33"}[i%4]
-				o := attachTo(t, mode, machine, "sleep", "0.05")
+				// By its typed name, for which there is more patience: the attacker leaves little of the processors.
+				o := attachTo(t, mode, "nspawn:"+machine, "sleep", "0.05")
 				// Whoever can ptrace can also disturb, and so can who tries to open the program for writing meanwhile.
 				if o.code != 0 && (protected || o.code != 137 && !strings.Contains(o.stderr, "text file busy")) {
 					t.Errorf("%s: %+v", mode, o)
@@ -213,5 +216,43 @@ print("tried")`)
 	n, err := unix.IoctlGetInt(int(c.slave.Fd()), unix.TIOCINQ)
 	if err != nil || n != 0 {
 		t.Errorf("%d bytes wait in the caller's terminal, %v", n, err)
+	}
+}
+
+// In a machine of root's, whoever has the uid 1000 there can make a user namespace, over which the host's user 1000 has all
+// rights: but none over the machine's other namespaces, and so the process is not that user's own machine.
+func TestProcessInARootsMachineIsNoUsersOwn(t *testing.T) {
+	name := strconv.FormatInt(time.Now().UnixNano(), 36)
+	r := startCommand(t, "systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--machine="+booted, "--unit="+name, "sh", "-c",
+		"setpriv --reuid=1000 --regid=1000 --clear-groups unshare --user --map-root-user sh -c 'echo ready; read end'")
+	defer r.stdin.Close()
+	if got := r.line(); got != "ready" {
+		t.Fatalf("got %q: %s", got, &r.stderr)
+	}
+	var pid string
+	for _, link := range glob(t, "/proc/[0-9]*/uid_map") {
+		its := filepath.Dir(link)
+		if cgroup, _ := os.ReadFile(its + "/cgroup"); !strings.Contains(string(cgroup), name) {
+			continue
+		}
+		if uids, _ := os.ReadFile(link); strings.Join(strings.Fields(string(uids)), " ") == "0 1000 1" {
+			pid = filepath.Base(its)
+		}
+	}
+	if pid == "" {
+		t.Fatal("nobody has made a user namespace")
+	}
+	o := runCommand(t, nil, "runuser", "-u", "alice", "--", "cntr-attach", "--no-ask-password", "pid:"+pid, "true")
+	if o.code != 125 || !strings.Contains(o.stderr, "org.cntr.Attach1.attach") {
+		t.Errorf("got %+v", o)
+	}
+	// A process of alice's own, in a user namespace that she made here, is hers.
+	own := startCommand(t, "runuser", "-u", "alice", "--", "unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo ready; echo $$; read end")
+	defer own.stdin.Close()
+	if got := own.line(); got != "ready" {
+		t.Fatalf("got %q: %s", got, &own.stderr)
+	}
+	if o := runCommand(t, nil, "runuser", "-u", "alice", "--", "cntr-attach", "--no-ask-password", "pid:"+own.line(), "true"); o.code != 0 {
+		t.Errorf("got %+v", o)
 	}
 }

@@ -24,12 +24,13 @@ import (
 //	CVE-2019-5736                   TestMachineGrabsProcesses, TestToolsTreeIsOutOfTheMachinesReach
 //	CVE-2024-21626                  TestWhatACommandSeesAtExec, TestWorkingDirectoryIsNoDescriptor
 //	CVE-2016-9962, -8649            TestMachineGrabsProcesses; package shield's TestMachineCannotTakeOverACommand
-//	CVE-2015-1334, -2019-16884      TestMachineHasAFakeProc; package ns's TestEnterTakesOnTheLabel
+//	CVE-2015-1334, -2019-16884      TestMachineHasAFakeProc, TestFakeProcDoesNotSwallowTheLabel; package ns's TestEnterTakesOnTheLabel
 //	CVE-2019-14271                  TestMachineHasPoisonedLibraries, TestMachineHasAPoisonedEnvironment
 //	CVE-2018-15664, -2026-41579     TestMachineSwapsFilesForLinks, TestMachineFullOfTraps
 //	CVE-2025-31133, -52565, -52881  TestMachineFullOfTraps, TestMachineHasAFakeProc, TestShellInATerminal
 //	CVE-2017-5226                   TestCommandTypesIntoItsOwnTerminal, TestTerminalIsTheCommandsOwn
 //	CVE-2022-29162                  TestWhatACommandSeesAtExec, TestSettingsOfTheCallerStayOutside
+//	CVE-2016-6349, -2020-1712       in cmd/cntr-attachd
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv("HOSTILE"); role != "" {

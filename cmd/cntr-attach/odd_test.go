@@ -28,8 +28,11 @@ func mountedMachine(t *testing.T, script string) string {
 	return startOddMachine(t, func(root string) { must(t, "mkdir", filepath.Join(root, "proc")) }, script)
 }
 
-func startOddMachine(t *testing.T, prepare func(root string), script string) string {
+func startOddMachine(t *testing.T, prepare func(root string), script string, command ...string) string {
 	t.Helper()
+	if len(command) == 0 {
+		command = []string{"/usr/bin/slim"}
+	}
 	root := filepath.Join(t.TempDir(), "root")
 	// Only the program and its libraries, without the mount points that systemd-nspawn made.
 	must(t, "mkdir", root)
@@ -38,8 +41,10 @@ func startOddMachine(t *testing.T, prepare func(root string), script string) str
 		must(t, "cp", "-a", "/var/lib/machines/slim/"+link, root)
 	}
 	prepare(root)
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--kill-child",
-		"sh", "-ec", script+`; exec chroot "$1" /usr/bin/slim`, "sh", root)
+	cmd := exec.Command("unshare", append([]string{
+		"--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--kill-child",
+		"sh", "-ec", script + `; exec chroot "$@"`, "sh", root,
+	}, command...)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -57,7 +62,7 @@ func startOddMachine(t *testing.T, prepare func(root string), script string) str
 		if children, err := os.ReadFile(path); err != nil {
 			t.Fatal(err)
 		} else if f := strings.Fields(string(children)); len(f) == 1 {
-			if exe, err := os.Readlink("/proc/" + f[0] + "/exe"); err == nil && strings.HasSuffix(exe, "/usr/bin/slim") {
+			if exe, err := os.Readlink("/proc/" + f[0] + "/exe"); err == nil && strings.HasSuffix(exe, command[0]) {
 				return "pid:" + f[0]
 			}
 		}

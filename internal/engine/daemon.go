@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -133,27 +134,34 @@ func about[T any](ctx context.Context, d *Daemon, o owner, name string, ask func
 // hold holds on to the leader of a container. The process id that the daemon told is verified: when the pidfd is
 // open the daemon tells it again, and the process lives after that.
 func (d *Daemon) hold(ctx context.Context, o owner, c found) (*machine.Machine, error) {
-	gone := func() error {
-		return fail.New(fail.NotRunning, c.hint, "%s container %q has just ended", d.title, o.ref(c.name))
+	m, err := d.open(o, c)
+	if err != nil {
+		return nil, err
 	}
+	again, err := about(ctx, d, o, c.name, d.find)
+	if fail.Is(err, fail.NoSuchMachine) || err == nil && (again.pid != c.pid || !m.Leader.Alive()) {
+		err = d.gone(o, c)
+	}
+	if err != nil {
+		_ = m.Close() // the error that matters is the other one
+		return nil, err
+	}
+	return m, nil
+}
+
+// open holds on to the process that a daemon told of, if it is in a container that the owner may give away.
+func (d *Daemon) open(o owner, c found) (*machine.Machine, error) {
 	if c.pid <= 0 {
 		return nil, fail.New(fail.NotRunning, c.hint, "%s container %q is %s", d.title, o.ref(c.name), c.state)
 	}
 	leader, err := machine.OpenLeader(c.pid)
 	if fail.Is(err, fail.NotRunning) {
-		return nil, gone()
+		return nil, d.gone(o, c)
 	}
 	if err != nil {
 		return nil, err
 	}
-	again, err := about(ctx, d, o, c.name, d.find)
-	switch {
-	case fail.Is(err, fail.NoSuchMachine), err == nil && again.pid != c.pid:
-		err = gone()
-	case err == nil:
-		err = o.verify(leader, gone)
-	}
-	if err != nil {
+	if err := o.verify(leader, func() error { return d.gone(o, c) }); err != nil {
 		_ = leader.Close() // the error that matters is the other one
 		return nil, err
 	}
@@ -162,25 +170,37 @@ func (d *Daemon) hold(ctx context.Context, o owner, c found) (*machine.Machine, 
 	}, nil
 }
 
-// List returns the running containers of the system's daemon and of users' daemons, sorted by name.
+func (d *Daemon) gone(o owner, c found) error {
+	return fail.New(fail.NotRunning, c.hint, "%s container %q has just ended", d.title, o.ref(c.name))
+}
+
+// List returns the running containers of the system's daemon and of users' daemons, sorted by name. All are asked at
+// once, so that a user whose daemon hangs hides nobody else's containers. What a daemon says of a leader is verified.
 func (d *Daemon) List(ctx context.Context) ([]machine.Info, error) {
 	owners, err := d.owners(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var rows []machine.Info
-	var failed []error
-	for _, o := range owners {
-		list, err := about(ctx, d, o, "", d.list)
-		if err != nil {
-			failed = append(failed, fmt.Errorf("containers of user %d: %w", o.uid, err))
-		}
-		for _, c := range list {
-			if c.pid > 0 {
-				rows = append(rows, machine.Info{Kind: d.kind, Name: o.ref(c.name), Class: "container", Service: d.kind, Leader: c.pid})
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	rows, failed := make([][]machine.Info, len(owners)), make([]error, len(owners))
+	var all sync.WaitGroup
+	for i, o := range owners {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			list, err := about(ctx, d, o, "", d.list)
+			if err != nil {
+				failed[i] = fmt.Errorf("containers of user %d: %w", o.uid, err)
 			}
-		}
+			rows[i], err = machine.Rows(context.WithoutCancel(ctx), list, func(c found, _ context.Context) (*machine.Machine, error) {
+				return d.open(o, c)
+			})
+			failed[i] = errors.Join(failed[i], err)
+		}()
 	}
-	slices.SortFunc(rows, func(a, b machine.Info) int { return strings.Compare(a.Name, b.Name) })
-	return rows, errors.Join(failed...)
+	all.Wait()
+	list := slices.Concat(rows...)
+	slices.SortFunc(list, func(a, b machine.Info) int { return strings.Compare(a.Name, b.Name) })
+	return list, errors.Join(failed...)
 }

@@ -39,6 +39,9 @@ func Engines() []machine.Resolver {
 	return engines
 }
 
+// mostName is how long the name of a container may be, in bytes.
+const mostName = 255
+
 // dockerName is what may be the name of a Docker or Podman container, or the start of an id.
 var dockerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
@@ -67,7 +70,14 @@ func findDocker(q question) (found, error) {
 	case err != nil:
 		return found{}, fmt.Errorf("asking Docker for the container %q: %w", q.name, err)
 	}
-	f := found{name: strings.TrimPrefix(c.Name, "/"), state: c.State.Status}
+	f := found{name: strings.TrimPrefix(c.Name, "/"), state: "not running"}
+	if dockerName.MatchString(c.State.Status) {
+		f.state = c.State.Status
+	}
+	if !dockerName.MatchString(f.name) || len(f.name) > mostName {
+		// A user may have made the daemon.
+		return found{}, fmt.Errorf("asking Docker for the container %q: it is called %.60q, which is no name", q.name, f.name)
+	}
 	f.hint = "start it: docker start " + f.name
 	if c.State.Running {
 		f.pid = c.State.Pid

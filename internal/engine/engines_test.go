@@ -3,14 +3,17 @@
 package engine
 
 import (
+	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -142,6 +145,97 @@ func TestDockerHangs(t *testing.T) {
 	}
 }
 
+// lyingDaemon is Docker's API, as a user may make it up: one container is a process of the host's, one has a name that is
+// none, and with the argument "hang" nothing is ever answered.
+const lyingDaemon = `
+import json, os, socket, sys
+path = "/run/user/1000/docker.sock"
+if os.path.exists(path):
+    os.unlink(path)
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+server.listen(64)
+print("ready", flush=True)
+held = []
+while True:
+    connection = server.accept()[0]
+    held.append(connection)
+    if sys.argv[1] == "hang":
+        continue
+    request = connection.recv(65536).decode().split()[1]
+    if request == "/containers/json":
+        answer = [{"Id": c} for c in ("host", "evil", "gone")]
+    else:
+        name = request.split("/")[2]
+        said = {"host": ("/host", "running", 1), "evil": ("/ev\0il\n\x1b[2J", "running", os.getpid()),
+                "gone": ("/gone", "\x1b[2Jgone", 0)}[name]
+        answer = {"Id": name, "Name": said[0], "State": {"Status": said[1], "Running": said[2] > 0, "Pid": said[2]}}
+    body = json.dumps(answer).encode()
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    connection.close()
+`
+
+// lie runs the made-up daemon as alice until the test's end.
+func lie(t *testing.T, how string) {
+	t.Helper()
+	must(t, "loginctl", "enable-linger", "alice")
+	must(t, "systemctl", "start", "user@1000.service")
+	const program = "/home/alice/dockerd" // which is the process's name, then
+	must(t, "install", "--owner=alice", "/usr/bin/python3", program)
+	cmd := exec.Command("runuser", "-u", "alice", "--", program, "-c", lyingDaemon, how)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		must(t, "pkill", "--exact", "--uid=alice", "dockerd")
+		_ = cmd.Wait()
+		must(t, "rm", "-f", program, "/run/user/1000/docker.sock")
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+}
+
+// What a user's daemon says is a claim, and shown only if it can be.
+func TestUsersCannotLieAboutDocker(t *testing.T) {
+	lie(t, "lie")
+	docker := byKind(t, "docker")
+	refused(t, docker, "host@alice", fail.NotAContainer, "")
+	refused(t, docker, "host", fail.NoSuchMachine, "")
+	for _, name := range []string{"evil@alice", "gone@alice"} {
+		m, err := docker.Resolve(bounded(t), name)
+		if err == nil {
+			_ = m.Close()
+		}
+		if err == nil || strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%s: %q", name, err)
+		}
+	}
+	if list, err := docker.List(bounded(t)); len(list) > 0 || err == nil {
+		t.Errorf("listed are %v, %v", list, err)
+	}
+}
+
+// A user whose daemon hangs hides nobody else's containers.
+func TestHangingDaemonOfAUserHidesNothing(t *testing.T) {
+	leader := startMachine(t, "docker", "t-docker")
+	lie(t, "hang")
+	docker := byKind(t, "docker")
+	begin := time.Now()
+	list, err := docker.List(bounded(t))
+	if len(list) != 1 || list[0].Name != "t-docker" || list[0].Leader != leader || err == nil || !strings.Contains(err.Error(), "user 1000") {
+		t.Errorf("listed are %+v, %v", list, err)
+	}
+	check(t, docker, "t-docker", "docker:t-docker", leader)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // A daemon that does not run is not started by asking for a machine.
 func TestDaemonsAreNotStarted(t *testing.T) {
 	must(t, "systemctl", "stop", "docker.service", "incus.service")
@@ -177,7 +271,7 @@ func TestPodman(t *testing.T) {
 	refused(t, podman, "t-hers", fail.NoSuchMachine, "did you mean podman:t-hers@alice?")
 	refused(t, podman, hersID, fail.NoSuchMachine, "")
 	refused(t, podman, "t-podman@alice", fail.NoSuchMachine, "")
-	for _, name := range badNames {
+	for _, name := range append(badNames, "@alice") {
 		refused(t, podman, name, fail.NoSuchMachine, "")
 	}
 	listed(t, podman, "t-podman", leader)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -86,5 +87,17 @@ func TestOwner(t *testing.T) {
 		if bare, owns := c.owner.owns(c.name); owns != c.owns || owns && bare != c.bare {
 			t.Errorf("%+v owns %q: %q, %v", c.owner, c.name, bare, owns)
 		}
+	}
+}
+
+func TestForksOfAConmonAreNone(t *testing.T) {
+	alice := owner{1000, "alice"}
+	web := conmon{pid: 10, parent: 1, owner: alice, id: id, name: "web"}
+	fork, others := web, web
+	fork.pid, fork.parent = 11, 10
+	others.pid, others.parent, others.owner = 12, 10, owner{}
+	second := conmon{pid: 13, parent: 10, owner: alice, id: strings.Repeat("ab12", 16), name: "web"}
+	if got := withoutForks([]conmon{fork, web, others, second}); !slices.Equal(got, []conmon{web, others, second}) {
+		t.Errorf("got %+v", got)
 	}
 }

@@ -38,6 +38,7 @@ func (Podman) Kind() string { return "podman" }
 // conmon is a monitor and the container that it claims to have.
 type conmon struct {
 	pid      int
+	parent   int
 	owner    owner
 	id, name string
 }
@@ -60,7 +61,7 @@ func (p Podman) Resolve(ctx context.Context, name string) (*machine.Machine, err
 		switch {
 		case owns && c.name == bare:
 			its = append(its, c)
-		case owns && strings.HasPrefix(c.id, bare):
+		case owns && bare != "" && strings.HasPrefix(c.id, bare):
 			byID = append(byID, c)
 		case c.name == name:
 			others = append(others, c)
@@ -121,11 +122,23 @@ func conmons(ctx context.Context) ([]conmon, error) {
 			continue // it has ended
 		}
 		if c, ok := parseConmon(args); ok {
-			c.pid, c.owner = pid, ownerOf(s.UID)
+			c.pid, c.parent, c.owner = pid, s.Parent, ownerOf(s.UID)
 			list = append(list, c)
 		}
 	}
-	return list, nil
+	return withoutForks(list), nil
+}
+
+// withoutForks leaves out a conmon's children that have not executed the container's runtime yet: until then they look like
+// their parent.
+func withoutForks(list []conmon) []conmon {
+	var own []conmon
+	for _, c := range list {
+		if !slices.ContainsFunc(list, func(p conmon) bool { return p.pid == c.parent && p.owner == c.owner && p.id == c.id }) {
+			own = append(own, c)
+		}
+	}
+	return own
 }
 
 // isConmon reports whether a process that is called conmon is one, of this user's. A user can have root run a
@@ -162,7 +175,7 @@ func parseConmon(args []string) (conmon, bool) {
 			*to = args[i]
 		}
 	}
-	return c, isID(c.id) && session == c.id && dockerName.MatchString(c.name) &&
+	return c, isID(c.id) && session == c.id && dockerName.MatchString(c.name) && len(c.name) <= mostName &&
 		slices.Contains(args, "--exit-command")
 }
 

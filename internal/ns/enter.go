@@ -173,6 +173,7 @@ func (e *Entry) plan(report, exit, children *os.File) *plan {
 		children: children.Fd(),
 		kill:     none,
 		waitMask: signals(unix.SIGCHLD, parentDied),
+		moment:   unix.NsecToTimespec(1e6),
 	}
 	if e.Kill != nil {
 		p.kill = e.Kill.Fd()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -165,11 +166,15 @@ func TestEnterJoinsOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// The label is really written, to the file of the module, on a procfs: without the module the kernel refuses it.
+// The label is really written, to the file of the module, on a procfs: without the module, or the label, the kernel refuses it.
 func TestEnterTakesOnTheLabel(t *testing.T) {
+	wants := []string{"opening the security label: no such file or directory", `taking on the security label "web": invalid argument`}
+	if modules[0].active() { // there is no such profile
+		wants[0] = `taking on the security label "web": no such file or directory`
+	}
 	for _, flags := range [][]string{{"-m", "-p", "-f"}, {"-U", "-r", "-m", "-p", "-f"}} {
 		pid := container(t, flags...)
-		for i, want := range []string{"opening the security label: no such file or directory", `taking on the security label "web": invalid argument`} {
+		for i, want := range wants {
 			e := entry(t, pid, "true")
 			e.Label = Label{Name: "web", attribute: modules[i].exec, command: modules[i].command}
 			if _, _, err := enter(t, e); err == nil || err.Error() != want {
@@ -179,6 +184,32 @@ func TestEnterTakesOnTheLabel(t *testing.T) {
 	}
 	if label, err := MachineLabel(os.Getpid()); err != nil || label != (Label{}) {
 		t.Errorf("a label without a module: %+v, %v", label, err)
+	}
+}
+
+// A program that somebody has open for writing for a moment is executed after it.
+func TestEnterWaitsForABusyProgram(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	if out, err := exec.Command("cp", "/bin/true", program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	pid := container(t, "-m", "-p", "-f")
+	for _, test := range []struct {
+		busy time.Duration
+		want bool
+	}{{50 * time.Millisecond, true}, {time.Minute, false}} {
+		writer, err := os.OpenFile(program, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(test.busy, func() { _ = writer.Close() })
+		_, status, err := enter(t, entry(t, pid, program))
+		if (err == nil && status == 0) != test.want || err != nil && !strings.Contains(err.Error(), "text file busy") {
+			t.Errorf("busy for %v: %v, %v", test.busy, status, err)
+		}
+		if timer.Stop() {
+			_ = writer.Close()
+		}
 	}
 }
 

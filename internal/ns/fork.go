@@ -29,12 +29,13 @@ type plan struct {
 	exec      []uintptr // paths to try, C strings
 	argv      uintptr
 	envp      uintptr
-	report    uintptr // descriptor: pipe to the parent, records
-	exit      uintptr // descriptor: pipe to the parent, the command's wait status
-	kill      uintptr // descriptor: the scope's cgroup.kill, or none
-	children  uintptr // descriptor: the reaper's own /proc/thread-self/children
-	waitMask  uint64  // the signals that the reaper waits for
-	noMask    uint64  // no signal
+	report    uintptr       // descriptor: pipe to the parent, records
+	exit      uintptr       // descriptor: pipe to the parent, the command's wait status
+	kill      uintptr       // descriptor: the scope's cgroup.kill, or none
+	children  uintptr       // descriptor: the reaper's own /proc/thread-self/children
+	waitMask  uint64        // the signals that the reaper waits for
+	moment    unix.Timespec // between two attempts to execute what is busy
+	noMask    uint64        // no signal
 	defaulted sigaction
 
 	// What the children hand to the kernel by address. It is here, on the heap, because the compiler
@@ -209,6 +210,11 @@ func slay(p *plan) {
 	call(unix.SYS_WRITE, p.kill, uintptr(unsafe.Pointer(&p.one)), 1, 0)
 }
 
+// busyAttempts is how often it is tried again, a moment later, to execute what somebody has open for writing. In a writable tree
+// that is also who opens it through /proc/PID/exe of another process: the kernel counts it as a writer before the file server
+// can refuse. Whoever does so over and over would keep the command from being executed.
+const busyAttempts = 200
+
 //go:nosplit
 //go:norace
 //go:nocheckptr
@@ -228,6 +234,10 @@ func command(p *plan) {
 	reason := unix.ENOENT
 	for _, path := range p.exec {
 		_, errno := call(unix.SYS_EXECVE, path, p.argv, p.envp, 0)
+		for i := 0; i < busyAttempts && errno == unix.ETXTBSY; i++ {
+			call(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&p.moment)), 0, 0, 0)
+			_, errno = call(unix.SYS_EXECVE, path, p.argv, p.envp, 0)
+		}
 		if errno == unix.EACCES {
 			reason = errno
 		} else if errno != unix.ENOENT && errno != unix.ENOTDIR {

@@ -72,6 +72,11 @@ func MountFUSE(writable, suid bool, label string) (device, mount *os.File, err e
 		{"allow_other", ""},
 		{"default_permissions", ""},
 	}
+	if !writable {
+		// The superblock as well: who opens a file for writing is refused before it counts as a writer, which would keep
+		// others from executing the file meanwhile (ETXTBSY).
+		options = append(options, option{"ro", ""})
+	}
 	if label != "" {
 		options = append(options, option{"context", label})
 	}

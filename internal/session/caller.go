@@ -76,14 +76,15 @@ type Standing struct {
 	// command there has capabilities that count on the host: it can make device nodes, mount disks, load whatever
 	// the machine may load. Entering it is as good as being root.
 	Privileged bool
-	// Owners are those who made its user namespace, or one around it, by uid. They can do anything there as it is.
+	// Owners are those who made its user namespace, or one around it, and own its other namespaces with it, by uid. They can
+	// do anything there as it is.
 	Owners []uint32
 }
 
 // Standing tells what m is to the users of the host.
 func (l *Launcher) Standing(m *machine.Machine) (Standing, error) {
 	var s Standing
-	owners, err := ns.UserNamespaceOwners(m.Leader.PID)
+	its, err := ns.OwnershipOf(m.Leader.PID)
 	var uids, gids []ns.Range
 	if err == nil {
 		uids, gids, err = ns.IDMaps(m.Leader.PID)
@@ -95,8 +96,8 @@ func (l *Launcher) Standing(m *machine.Machine) (Standing, error) {
 	if err != nil {
 		return s, err
 	}
-	s.Owners = owners
-	s.Privileged = len(owners) == 0 || hasRoot(uids) || hasRoot(gids)
+	s.Owners = its.Owners
+	s.Privileged = !its.Apart || hasRoot(uids) || hasRoot(gids)
 	return s, nil
 }
 

@@ -98,6 +98,9 @@ func of(attached link.Link) *Shield {
 }
 
 func load() (*Shield, error) {
+	if err := permitted(); err != nil {
+		return nil, err
+	}
 	offsets, err := findOffsets()
 	if err != nil {
 		return nil, err

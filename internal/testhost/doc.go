@@ -29,6 +29,13 @@
 //
 // Each runs under Debian's own systemd-nspawn@.service, and is a directory in /var/lib/machines.
 //
+// # The virtual machine
+//
+// A container has the kernel of its host. Tests with the tag "vm", and others that are worth it, also run in a virtual machine
+// with Debian's kernel, AppArmor and all controllers of control groups ([Host.VM], make test-vm): QEMU, with KVM where
+// there is one. Its disk is made of the same trees, without the engines, by mke2fs; the tests' output comes out of its
+// second serial port.
+//
 // # Names
 //
 // The test host is called "default" unless TESTHOST says otherwise. Hosts of different names know

@@ -92,7 +92,7 @@ func (h *Host) Up(ctx context.Context, repo string) error {
 }
 
 func (h *Host) boot(ctx context.Context, repo string) error {
-	cached, err := build(ctx, h.Log)
+	cached, err := build(ctx, recipes, h.Log)
 	if err != nil {
 		return err
 	}

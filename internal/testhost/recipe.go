@@ -32,7 +32,7 @@ var hostRecipe = recipe{
 		// The tools that a person would want to bring into a machine.
 		"acl", "attr", "bash", "bsdutils", "curl", "file", "gdb", "less", "lsof", "procps", "psmisc", "strace",
 		"sudo", "tcpdump", "tmux", "vim-tiny", "xxd",
-		"delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "socat",
+		"austin", "delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "redis-server", "socat",
 		// Makers of disk images.
 		"btrfs-progs", "erofs-utils", "fdisk", "squashfs-tools", "xfsprogs",
 		// Clients of the bus that are not ours.
@@ -45,14 +45,16 @@ var hostRecipe = recipe{
 		`--customize-hook=chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash alice`,
 		// The ids that root gives to containers: LXC's tests use the first of them, Incus takes all.
 		`--customize-hook=sed --in-place s/^root:.*/root:100000:1000000000/ "$1/etc/subuid" "$1/etc/subgid"`,
+		// Which leaves none for users that tests add.
+		`--customize-hook=sed --in-place --regexp-extended 's/^(SUB_[UG]ID_COUNT)[[:space:]].*/\1 0/' "$1/etc/login.defs"`,
 		`--customize-hook=systemctl --root="$1" disable `+strings.Join(onDemand, " ")),
 }
 
-// onDemand are the engines' units, and what belongs to them: a test starts what it needs.
+// onDemand are the units of engines and servers, and what belongs to them: a test starts what it needs.
 var onDemand = []string{
 	"docker.service", "docker.socket", "containerd.service", "incus.service", "incus.socket", "incus-user.service",
 	"incus-user.socket", "incus-startup.service", "lxcfs.service", "netavark-dhcp-proxy.service",
-	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service", "ssh.service",
+	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service", "redis-server.service", "ssh.service",
 }
 
 var debRecipe = recipe{

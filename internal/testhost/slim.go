@@ -13,6 +13,24 @@ import (
 //go:embed machines/slim.c
 var slimSource []byte
 
+//go:embed machines/ticker.go
+var tickerSource []byte
+
+// layTicker makes a statically linked program in Go, with debugging information, for machines of tests.
+func layTicker(ctx context.Context, root string) error {
+	dir := filepath.Join(root, "usr/lib/testhost")
+	source := filepath.Join(dir, "ticker.go")
+	if err := os.WriteFile(source, tickerSource, 0o644); err != nil {
+		return err
+	}
+	compile := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(dir, "ticker"), source)
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := compile.CombinedOutput(); err != nil {
+		return fmt.Errorf("compile the program in Go: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // slimSourceDir is where the program's debugging information says that its source is. The test host has
 // it there, the machine has not: a debugger brought from the host finds it.
 const slimSourceDir = "/usr/src/slim"

@@ -61,7 +61,7 @@ func layTree(ctx context.Context, cached, root string) error {
 			return err
 		}
 	}
-	return errors.Join(laySlim(ctx, root), layMusl(ctx, root))
+	return errors.Join(laySlim(ctx, root), layMusl(ctx, root), layTicker(ctx, root))
 }
 
 // copyTree copies with all that a file has, and without copying data where the file system can share it.

@@ -26,6 +26,8 @@ const usage = `usage: testhost VERB
   shell [COMMAND…]      a shell in it, or one command
   run PROGRAM [ARG…]    copy a program in and run it, for "go test -exec"
   install               make install into it, and have systemd and D-Bus read their files again
+  vm TEST…              boot a virtual machine with Debian's kernel, run tests in it and switch it off; a TEST is the
+                        directory of a package, or DIRECTORY=PATTERN for some of its tests
 
 TESTHOST names one of several test hosts, TESTHOST_MIRROR the Debian mirror to build it from.
 `
@@ -72,6 +74,12 @@ func run(args []string) (int, error) {
 		return 0, host.Down(ctx)
 	case "install":
 		return 0, host.Install(ctx)
+	case "vm":
+		repo, err := sourceTree()
+		if err != nil {
+			return 0, err
+		}
+		return host.VM(ctx, repo, args)
 	case "status":
 		text, running := host.Status(ctx)
 		fmt.Println(text)

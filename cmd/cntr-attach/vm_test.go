@@ -1,0 +1,213 @@
+//go:build integration && vm
+
+// The tests in files with the tag "vm" want what a container may not have: Debian's kernel with AppArmor, BPF programs on its
+// functions, and all controllers of control groups. They run in the virtual machine of internal/testhost, with make test-vm.
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestKernelHasTheShield(t *testing.T) {
+	if !shielded(t) {
+		t.Fatal("the tests of this virtual machine are about the shield")
+	}
+}
+
+// container starts the slim machine as a container of LXC, with the lines of configuration given, and returns its leader.
+func container(t *testing.T, name string, config ...string) int {
+	t.Helper()
+	dir := "/var/lib/lxc/" + name
+	must(t, "mkdir", "-p", dir)
+	t.Cleanup(func() {
+		runCommand(t, nil, "lxc-stop", "--name="+name, "--kill")
+		must(t, "rm", "-rf", dir)
+	})
+	must(t, "cp", "-a", "/var/lib/machines/slim", dir+"/rootfs")
+	lines := append([]string{
+		"lxc.uts.name = " + name, "lxc.rootfs.path = dir:" + dir + "/rootfs", "lxc.net.0.type = empty", "lxc.init.cmd = /usr/bin/slim",
+		"lxc.mount.auto = proc:rw sys:ro",
+	}, config...)
+	if err := os.WriteFile(dir+"/config", []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "lxc-start", "--name="+name, "--logfile="+dir+"/log")
+	must(t, "lxc-wait", "--name="+name, "--state=RUNNING", "--timeout=60")
+	pid, err := strconv.Atoi(must(t, "lxc-info", "--name="+name, "--pid", "--no-humanize"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func label(t *testing.T, pid string) string {
+	t.Helper()
+	text, _, _ := strings.Cut(string(readFile(t, "/proc/"+pid+"/attr/apparmor/current")), " (")
+	return strings.TrimSuffix(text, "\n")
+}
+
+// A command has the AppArmor label of the machine, so that it may do what the machine may, or with --label=off the caller's.
+func TestCommandHasTheMachinesAppArmorLabel(t *testing.T) {
+	for _, test := range []struct {
+		name, label string // a part of it
+		mapped      bool
+		config      []string
+	}{
+		// Debian's defaults, /etc/lxc/default.conf: a profile for each container, stacked with one in a namespace of its own.
+		{"lxc-generated", "lxc-", false, []string{"lxc.apparmor.profile = generated", "lxc.apparmor.allow_nesting = 1"}},
+		{"lxc-default", "lxc-container-default", false, []string{"lxc.apparmor.profile = lxc-container-default-cgns"}},
+		{"lxc-mapped", "lxc-container-default", true, []string{
+			"lxc.idmap = u 0 100000 65536", "lxc.idmap = g 0 100000 65536", "lxc.apparmor.profile = lxc-container-default-cgns",
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.mapped {
+				must(t, "chmod", "755", "/var/lib/lxc") // its root may pass
+			}
+			leader := container(t, test.name, test.config...)
+			want := label(t, strconv.Itoa(leader))
+			if !strings.Contains(want, test.label) {
+				t.Fatalf("the machine's label is %q", want)
+			}
+			ref := "lxc:" + test.name
+			// Who is in a policy namespace, as with a generated profile, sees labels from there: of its own, only what is in it.
+			const show = "cut -d' ' -f1 /proc/1/attr/apparmor/current /proc/self/attr/apparmor/current"
+			for _, mode := range []string{"--quiet", "--direct", "--strict"} {
+				its, own, _ := strings.Cut(succeeds(t, mode, ref, "sh", "-c", show), "\n")
+				if own != its+"\n" || its != want && !strings.HasSuffix(want, ":"+its) {
+					t.Errorf("%s: the command's label is %q, the machine's %q and %q", mode, own, its, want)
+				}
+				its, own, _ = strings.Cut(succeeds(t, mode, "--label=off", ref, "sh", "-c", show), "\n")
+				if own != label(t, "self")+"\n" || its != want {
+					t.Errorf("%s --label=off: the command's label is %q, the machine's %q", mode, own, its)
+				}
+			}
+			// What the profiles of LXC refuse root: here it is the label that does.
+			const forbidden = "echo h 2>/dev/null >/proc/sysrq-trigger && echo done"
+			if o := attachTo(t, ref, "sh", "-c", forbidden); o.code == 0 {
+				t.Errorf("with the machine's label %q: %+v", want, o)
+			}
+			if o := attachTo(t, "--label=off", ref, "sh", "-c", forbidden); !test.mapped && o.code != 0 {
+				t.Errorf("with --label=off: %+v", o)
+			}
+			if out := succeeds(t, ref, "--", "gdb", "-p", "1", "-batch", "-ex", "bt"); !strings.Contains(out, "in wait_for_work (") {
+				t.Errorf("gdb under %q: %s", want, out)
+			}
+			if out := succeeds(t, ref, "sh", "-c", "ps -o comm= -p 1; lsof -p 1 | grep -c /usr/bin/slim"); out != "slim\n1\n" {
+				t.Errorf("ps and lsof under %q: %q", want, out)
+			}
+		})
+	}
+	for _, machine := range machines {
+		if got := succeeds(t, machine, "cat", "/proc/self/attr/apparmor/current"); got != "unconfined\n" {
+			t.Errorf("%s: the command's label is %q", machine, got)
+		}
+	}
+}
+
+// A machine whose /proc takes the label and does nothing with it (CVE-2019-16884) does not keep a command from having it.
+func TestFakeProcDoesNotSwallowTheLabel(t *testing.T) {
+	const name = "lxc-container-default-cgns"
+	machine := mountedMachine(t, `mount -t tmpfs none "$1/proc"
+		for p in self thread-self; do mkdir -p "$1/proc/$p/attr/apparmor"; echo `+name+` >"$1/proc/$p/attr/apparmor/current"; done
+		for p in self thread-self; do echo >"$1/proc/$p/attr/apparmor/exec"; echo >"$1/proc/$p/attr/exec"; done
+		echo exec `+name+` >/proc/self/attr/apparmor/exec`)
+	if got := label(t, strings.TrimPrefix(machine, "pid:")); got != name {
+		t.Fatalf("the machine's label is %q", got)
+	}
+	for _, mode := range []string{"--quiet", "--direct"} {
+		if got := succeeds(t, mode, machine, "cat", "/proc/self/attr/apparmor/current"); got != name+" (enforce)\n" {
+			t.Errorf("%s: the command's label is %q", mode, got)
+		}
+	}
+}
+
+// cost runs a command in a session and returns what the session cost, as the journal has it.
+func cost(t *testing.T, args ...string) map[string]float64 {
+	t.Helper()
+	o := attachTo(t, append([]string{"-v"}, args...)...)
+	if o.code != 0 {
+		t.Fatalf("%q: %+v", args, o)
+	}
+	must(t, "journalctl", "--sync")
+	var entry map[string]any
+	out := must(t, "journalctl", "--output=json", "--lines=1", "MESSAGE_ID=5d2d4b1ad1c9459f9fb2b2f9f5b1be02")
+	if err := json.Unmarshal([]byte(out), &entry); err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]float64{}
+	for _, name := range []string{"MEMORY_PEAK", "IO_METRIC_READ_BYTES", "IO_METRIC_WRITE_BYTES", "CPU_USAGE_NSEC"} {
+		text, _ := entry[name].(string)
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			t.Fatalf("%s is %q in the journal: %v\n%s", name, text, err, o.stderr)
+		}
+		told[name] = n
+	}
+	for _, what := range []string{"memory peak", "read", "written"} {
+		if !strings.Contains(o.stderr, what) {
+			t.Errorf("-v tells nothing of %s: %s", what, o.stderr)
+		}
+	}
+	return told
+}
+
+const mib = 1 << 20
+
+// What is told of a session's memory and disks is what a known load has used.
+func TestMemoryAndDisksAreAccounted(t *testing.T) {
+	near := func(what string, got, want, tolerance float64) {
+		t.Helper()
+		if math.Abs(got-want) > tolerance {
+			t.Errorf("%s: %.1f MiB, want %.1f", what, got/mib, want/mib)
+		}
+	}
+	const memory = "import sys; b = bytearray(int(sys.argv[1]) << 20)\nfor i in range(0, len(b), 4096): b[i] = 1"
+	small := cost(t, userns, "python3", "-c", memory, "1")
+	large := cost(t, userns, "python3", "-c", memory, "129")
+	near("memory", large["MEMORY_PEAK"]-small["MEMORY_PEAK"], 128*mib, 8*mib)
+
+	file := filepath.Join("/var/tmp", "cntr-load")
+	t.Cleanup(func() { must(t, "rm", "-f", file) })
+	written := cost(t, "--writable", booted, "dd", "if=/dev/zero", "of="+file, "bs=1M", "count=48", "conv=fsync", "status=none")
+	near("written", written["IO_METRIC_WRITE_BYTES"], 48*mib, 4*mib)
+	must(t, "sh", "-c", "echo 3 >/proc/sys/vm/drop_caches")
+	read := cost(t, booted, "dd", "if="+file, "of=/dev/null", "bs=1M", "status=none")
+	near("read", read["IO_METRIC_READ_BYTES"], 48*mib, 16*mib) // and the programs
+}
+
+// Limits hold for all of a session.
+func TestLimitsHold(t *testing.T) {
+	o := attachTo(t, "-p", "MemoryMax=64M", "-p", "MemorySwapMax=0", userns, "python3", "-c", "b = bytearray(256 << 20)")
+	if o.code != 137 && o.code != 1 { // killed, or told
+		t.Errorf("MemoryMax: %+v", o)
+	}
+	if o := attachTo(t, "-p", "MemoryMax=512M", userns, "python3", "-c", "b = bytearray(128 << 20)"); o.code != 0 {
+		t.Errorf("MemoryMax that is enough: %+v", o)
+	}
+	const many = `i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); done; kill $(jobs -p); echo all`
+	if o := attachTo(t, "-p", "TasksMax=30", userns, "sh", "-c", many); strings.Contains(o.stdout, "all") {
+		t.Errorf("TasksMax: %+v", o)
+	}
+	if o := attachTo(t, userns, "sh", "-c", many); !strings.Contains(o.stdout, "all") {
+		t.Errorf("without TasksMax: %+v", o)
+	}
+	// A quota on all sessions together is the slice's.
+	r, scope := sleeper(t, "-p", "IOWriteBandwidthMax=/ 1M", "-p", "CPUQuota=50%", booted)
+	defer func() { _ = r.cmd.Process.Kill() }()
+	group := "/sys/fs/cgroup" + must(t, "systemctl", "show", "--property=ControlGroup", "--value", scope)
+	if got := string(readFile(t, group+"/cpu.max")); got != "50000 100000\n" {
+		t.Errorf("cpu.max is %q", got)
+	}
+	if got := string(readFile(t, group+"/io.max")); !strings.Contains(got, fmt.Sprintf("wbps=%d", 1000*1000)) {
+		t.Errorf("io.max is %q", got)
+	}
+}

@@ -1,0 +1,141 @@
+package testhost
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A vmTest is a package whose tests run in the virtual machine.
+type vmTest struct {
+	Package string // "./internal/shield"
+	Run     string // which of them, as -test.run takes it
+}
+
+// vmLimit bounds a run of the virtual machine, from the power button on.
+const vmLimit = 15 * time.Minute
+
+// vmDone is the line that ends the tests' output, and has their exit status behind it.
+const vmDone = "testhost-vm: exit status "
+
+// VM boots a virtual machine with Debian's own kernel, with the product installed and the machines of a test host running,
+// runs tests in it and switches it off. A test is "PACKAGE" or "PACKAGE=PATTERN". It returns the exit status of the tests,
+// whose output goes to standard output.
+//
+// A container shares the kernel of whatever it runs on. This is for what that kernel, or the container, may not have: BPF
+// programs on the kernel's functions, AppArmor, and all controllers of control groups. There need be no virtualisation: the
+// processor is emulated where /dev/kvm is missing, some twenty times slower.
+func (h *Host) VM(ctx context.Context, repo string, args []string) (int, error) {
+	var tests []vmTest
+	for _, arg := range args {
+		pkg, pattern, ok := strings.Cut(arg, "=")
+		if !ok {
+			pattern = "."
+		}
+		tests = append(tests, vmTest{"./" + filepath.Clean(pkg), pattern})
+	}
+	unlock, err := lock(ctx, filepath.Join(h.dir, "vm.lock"))
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	begin := time.Now()
+	cached, err := build(ctx, vmRecipes, h.Log)
+	if err != nil {
+		return 0, err
+	}
+	built := time.Now()
+	dir := filepath.Join(cacheDir(), "run", h.Name+".vm")
+	if err := removeTree(dir); err != nil { // of a run that was killed
+		return 0, err
+	}
+	defer func() { _ = removeTree(dir) }()
+	root, image := filepath.Join(dir, "root"), filepath.Join(dir, "root.img")
+	if err := layVM(ctx, cached, root, repo, tests); err != nil {
+		return 0, err
+	}
+	if err := makeImage(ctx, root, image); err != nil {
+		return 0, err
+	}
+	made := time.Now()
+	h.Log("the virtual machine's disk is made: trees in %.0f s, image in %.0f s", built.Sub(begin).Seconds(), made.Sub(built).Seconds())
+	console := filepath.Join(h.dir, "vm-console.log")
+	code, err := boot(ctx, filepath.Join(cached, "host"), image, console)
+	if err != nil {
+		return 0, fmt.Errorf("%w\n--- the end of its console ---\n%s\n--- end of the console ---", err, lastLines(console, 200))
+	}
+	h.Log("the virtual machine ran for %.0f s", time.Since(made).Seconds())
+	return code, nil
+}
+
+// boot boots the image with the kernel of a tree, prints what the tests print, and returns their exit status.
+func boot(ctx context.Context, tree, image, console string) (int, error) {
+	kernel, err := bootFile(tree, "vmlinuz")
+	if err != nil {
+		return 0, err
+	}
+	initrd, err := bootFile(tree, "initrd.img")
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, vmLimit)
+	defer cancel()
+	// An emulated processor with cx16 makes QEMU 7.2's kernel crash in kmalloc.
+	accelerator := []string{"-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"}
+	if kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
+		_ = kvm.Close()
+		accelerator = []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(accelerator,
+		"-machine", "q35", "-smp", "2", "-m", "2G", "-nodefaults", "-display", "none", "-no-reboot",
+		"-drive", "file="+image+",format=raw,if=virtio,cache=unsafe",
+		"-serial", "file:"+console, "-serial", "stdio",
+		"-kernel", kernel, "-initrd", initrd,
+		"-append", "root=/dev/vda rw console=ttyS0 panic=-1 apparmor=1 security=apparmor mitigations=off systemd.show_status=1")...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGKILL) }
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("start the virtual machine: %w\nhint: apt-get install qemu-system-x86", err)
+	}
+	code := readTests(out)
+	err = cmd.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return 0, fmt.Errorf("the virtual machine did not end within %v", vmLimit)
+	case err != nil:
+		return 0, fmt.Errorf("the virtual machine: %w", err)
+	case code < 0:
+		return 0, errors.New("the virtual machine ended before its tests did")
+	}
+	return code, nil
+}
+
+// readTests prints the tests' output, and returns the exit status in it, or -1.
+func readTests(out io.Reader) int {
+	code := -1
+	for scanner := bufio.NewScanner(out); scanner.Scan(); {
+		line := strings.TrimRight(scanner.Text(), "\r")
+		if status, ok := strings.CutPrefix(line, vmDone); ok {
+			if n, err := strconv.Atoi(status); err == nil {
+				code = n
+			}
+			continue
+		}
+		fmt.Println(line)
+	}
+	return code
+}
