@@ -19,6 +19,8 @@ bindir := $(prefix)/bin
 libexecdir := $(prefix)/lib/cntr-attach
 unitdir := $(prefix)/lib/systemd/system
 datadir := $(prefix)/share
+# Where zsh looks for the completions of packages. Debian's does not look at where all others do.
+zshdir := $(datadir)/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 
 # The version is the newest tag, or what CHANGELOG.md works towards and the commit.
 VERSION := $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's/^v//')
@@ -89,7 +91,7 @@ install: programs
 	@$(call data,$(wildcard dbus/org.cntr.*.policy),$(datadir)/polkit-1/actions)
 	@$(foreach n,1 5 7 8,$(call data,$(wildcard packaging/man/*.$n),$(datadir)/man/man$n);)
 	@$(call data,$(wildcard packaging/completions/*.bash),$(datadir)/bash-completion/completions)
-	@$(call data,$(wildcard packaging/completions/_*),$(datadir)/zsh/site-functions)
+	@$(call data,$(wildcard packaging/completions/_*),$(zshdir))
 	@$(call data,$(wildcard packaging/completions/*.fish),$(datadir)/fish/vendor_completions.d)
 
 # $(call data,FILES,DIRECTORY) installs files, if there are any.

@@ -172,7 +172,7 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		Log:         log,
 		Notify:      notify(log),
 	})
-	if err == nil && context.Cause(ctx) == errLost {
+	if err == nil && errors.Is(context.Cause(ctx), errLost) {
 		return errLost
 	}
 	return err

@@ -146,7 +146,11 @@ func (o *options) page(write func(w io.Writer, colours bool) error) error {
 	cmd := exec.Command(fields[0], fields[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	// As systemd has it: quit if it fits the screen, pass colours, chop lines, do not clear.
-	cmd.Env = append(os.Environ(), "LESS=FRSXMK", "LESSSECURE=1")
+	less := "FRSXMK"
+	if value, set := os.LookupEnv("SYSTEMD_LESS"); set {
+		less = value
+	}
+	cmd.Env = append(os.Environ(), "LESS="+less, "LESSSECURE=1")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err

@@ -31,11 +31,11 @@ function __cntr_attach_needs_machine
             return 1
         end
     end
-    test $skip = 0
+    return 0
 end
 
 complete -c cntr-attach -n __cntr_attach_needs_machine -f -a '(__cntr_attach_machines)'
-complete -c cntr-attach -n 'not __cntr_attach_needs_machine' -a '(__fish_complete_subcommand)'
+complete -c cntr-attach -n 'not __cntr_attach_needs_machine' -a '(__fish_complete_subcommand --fcs-skip=2 --image -u --user -E --setenv --chdir -p --property -H --host --capabilities --label)'
 complete -c cntr-attach -n __cntr_attach_needs_machine -l image -x -a '(__cntr_attach_images)' -d 'With the tools of an image'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s u -l user -x -d 'Be this user of the machine'
 complete -c cntr-attach -n __cntr_attach_needs_machine -s E -l setenv -x -a '(set -nx)' -d 'Set a variable, or pass one on'
