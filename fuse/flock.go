@@ -71,8 +71,9 @@ func (ls *locks) othersHold(n *inode, owner uint64) bool {
 	return false
 }
 
-// releaseLimit bounds how long a lock is waited for that might have been given up already.
-const releaseLimit = 5 * time.Millisecond
+// releaseLimit bounds how long a lock is waited for that might have been given up already. A thread of the server that is
+// about to give it up can have to wait for a CPU for some of the scheduler's slices.
+const releaseLimit = 50 * time.Millisecond
 
 // afterRelease tries to get a lock on n that others of the session hold. On a disk, their locks are gone when they have
 // closed the file, or ended. Here the kernel sends RELEASE and does not wait for the answer: "flock -n f true; flock -n

@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "make mounts private:", err)
 		os.Exit(1)
 	}
+	runtime.GOMAXPROCS(16) // as the session process has it, see session.Main
 	os.Exit(m.Run())
 }
 
