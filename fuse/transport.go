@@ -54,7 +54,7 @@ const (
 
 	smallBuf = 8 << 10 // for answers without data
 
-	maxWaiting  = 2                     // threads in read(2)
+	maxWaiting  = 3                     // threads in read(2): for a client's request, its RELEASE before that, and a spare one
 	maxParked   = 8                     // threads beyond that end; with fewer they would come and go
 	quickly     = 16                    // up to so many threads are started at once when none is waiting,
 	growthDelay = 20 * time.Millisecond // more only if that is still so a little later,
