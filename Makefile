@@ -172,6 +172,21 @@ demo: build bin/testhost
 	@$(on_testhost); \
 	.ci/demo
 
+# ---- Packages ----
+
+# Into bin/deb, built in a clean Debian 13.
+.PHONY: deb
+deb: packages
+	@packaging/build
+
+# The Debian package on a test host of its own: installed, upgraded, downgraded, removed, with sessions that run.
+.PHONY: test-packages
+test-packages: export TESTHOST := packages-$(checkout)
+test-packages: bin/testhost deb
+	@exec 9>bin/.test.lock; flock 9; trap 'bin/testhost down' EXIT; \
+	bin/testhost up 9>&-; \
+	bin/testhost shell bash '$(CURDIR)/packaging/test' '$(CURDIR)'/bin/deb/cntr-attach_*_$$(dpkg --print-architecture).deb
+
 # ---- A test host to work with ----
 
 .PHONY: testhost-up
