@@ -140,7 +140,8 @@ TESTFLAGS ?=
 test: export TESTHOST := test-$(checkout)
 test: build bin/testhost
 	@$(on_testhost); \
-	$(gotest) -timeout 20m $(TESTFLAGS) ./...
+	if ! $(gotest) -timeout 20m $(TESTFLAGS) ./... 2>&1 | tee bin/test.log; then \
+		echo '--- what failed ---'; .ci/failures bin/test.log; exit 1; fi
 
 # What wants a kernel of Debian's own: the shield, AppArmor, accounting and limits, on a virtual machine, which is emulated where
 # there is no KVM. It takes some minutes, 15 at most.

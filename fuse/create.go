@@ -93,7 +93,7 @@ func (fs *tree) created(dir *inode, name string, fd int, flags uint32, out *raw.
 		unix.Close(fd)
 		return status(err)
 	}
-	if n.handle == "" && name != "" {
+	if name != "" {
 		fs.descs.place(n, dir, name)
 	}
 	fs.enter(n, &stx, &out.EntryOut)

@@ -138,8 +138,11 @@ func (ds *descs) unpin(n *inode) {
 	}
 }
 
-// place notes where an inode without a handle is.
+// place notes where an inode is, if it has no handle.
 func (ds *descs) place(n, dir *inode, name string) {
+	if n.handle != "" {
+		return
+	}
 	ds.mu.Lock()
 	if p := n.place; p == nil || p.dir != dir.node || p.name != name {
 		n.place = &place{dir.node, name}

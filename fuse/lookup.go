@@ -85,7 +85,7 @@ func (fs *tree) realChild(dir *inode, fd int, name string) (*inode, unix.Statx_t
 		return nil, stx, err
 	}
 	n, stx, err := fs.inodeFor(child)
-	if err == nil && n.handle == "" {
+	if err == nil {
 		fs.descs.place(n, dir, name)
 	}
 	return n, stx, err

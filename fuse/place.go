@@ -39,11 +39,18 @@ func (fs *tree) reopenInode(n *inode) (fd int, err error) {
 		fd, err = openWay(d.fd, names)
 		return err
 	})
-	if err != nil || !fs.isAt(n, fd) {
+	switch err {
+	case nil:
+		if fs.isAt(n, fd) {
+			return fd, nil
+		}
 		unix.Close(fd)
 		return -1, unix.ESTALE
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		return -1, unix.ESTALE
+	default: // it may be there: EMFILE, ENOMEM, EIO
+		return -1, err
 	}
-	return fd, nil
 }
 
 // wayTo returns the names, the last first, that lead to n from a directory that can be borrowed, and that directory.
@@ -100,7 +107,7 @@ func (fs *tree) moved(dir *inode, fd int, name string) {
 	if !dir.mnt.noHandles() {
 		return
 	}
-	if n, _ := fs.knownAt(fd, name); n != nil && n.handle == "" {
+	if n, _ := fs.knownAt(fd, name); n != nil {
 		fs.descs.place(n, dir, name)
 	}
 }

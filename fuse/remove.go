@@ -119,13 +119,14 @@ func (fs *tree) Rename(_ <-chan struct{}, in *raw.RenameIn, oldName, newName str
 	}
 	err := unix.Renameat2(from.fd, oldName, to.fd, newName, uint(flags))
 	p.removed(err)
-	if err == nil {
-		fs.moved(to.n, to.fd, newName)
+	if err != nil {
+		return status(err)
 	}
-	if err == nil && flags&unix.RENAME_EXCHANGE != 0 {
+	fs.moved(to.n, to.fd, newName)
+	if flags&unix.RENAME_EXCHANGE != 0 {
 		fs.moved(from.n, from.fd, oldName)
 	}
-	return status(err)
+	return raw.OK
 }
 
 const opRename = 12

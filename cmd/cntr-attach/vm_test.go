@@ -193,10 +193,20 @@ func TestLimitsHold(t *testing.T) {
 	if o := attachTo(t, "-p", "MemoryMax=512M", userns, "python3", "-c", "b = bytearray(128 << 20)"); o.code != 0 {
 		t.Errorf("MemoryMax that is enough: %+v", o)
 	}
-	const many = `i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); done; kill $(jobs -p); echo all`
-	if o := attachTo(t, "-p", "TasksMax=30", userns, "sh", "-c", many); strings.Contains(o.stdout, "all") {
+	const many = `i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; kill $(jobs -p); echo all`
+	if o := attachTo(t, "-p", "TasksMax=60", userns, "sh", "-c", many); o.code != 2 || !strings.Contains(o.stderr, "Cannot fork") {
 		t.Errorf("TasksMax: %+v", o)
 	}
+	if o := attachTo(t, "-p", "TasksMax=5", userns, "true"); o.code != 125 || !strings.Contains(o.stderr, "TasksMax=") {
+		t.Errorf("TasksMax too low: %+v", o)
+	}
+	// All sessions together: nothing can be started any more.
+	must(t, "systemctl", "set-property", "--runtime", "cntr.slice", "TasksMax=1")
+	defer must(t, "systemctl", "revert", "cntr.slice")
+	if o := attachTo(t, userns, "true"); o.code != 125 || !strings.Contains(o.stderr, "TasksMax=") {
+		t.Errorf("TasksMax of the slice: %+v", o)
+	}
+	must(t, "systemctl", "set-property", "--runtime", "cntr.slice", "TasksMax=infinity")
 	if o := attachTo(t, userns, "sh", "-c", many); !strings.Contains(o.stdout, "all") {
 		t.Errorf("without TasksMax: %+v", o)
 	}

@@ -3,10 +3,8 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -296,26 +294,7 @@ func TestLimitsOnSessions(t *testing.T) {
 	configure(t, "--max-sessions-per-user=2", "--max-sessions=3")
 	own := ownMachine(t, "")
 	for range 2 {
-		args := alice("cntr-attach", own, "cat")
-		cmd := exec.Command(args[0], args[1:]...)
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = stdin.Close(); _ = cmd.Wait() }()
-		if _, err := stdin.Write([]byte("up\n")); err != nil {
-			t.Fatal(err)
-		}
-		if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "up\n" {
-			t.Fatalf("a session of alice's: %q, %v", line, err)
-		}
+		catSession(t, alice("cntr-attach", own, "cat")...)
 	}
 	if out, ok := try(t, alice("cntr-attach", own, "true")...); ok || !strings.Contains(out, "user 1000 has 2 sessions already") {
 		t.Errorf("a third session of a user's: %s", out)

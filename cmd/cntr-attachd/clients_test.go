@@ -192,7 +192,7 @@ m = dbus.Interface(dbus.SystemBus().get_object("org.cntr.Attach1", "/org/cntr/At
 r, w = os.pipe()
 id, path, status, results = m.Attach("debu", ["sh", "-c", "echo $A; pwd; exit 3"], {
     "stdout": dbus.types.UnixFd(w), "environment": dbus.Array(["A=b c"], signature="s"), "working-directory": "/tmp",
-    "properties": dbus.Array(["TasksMax=20"], signature="s")})
+    "properties": dbus.Array(["TasksMax=64"], signature="s")})
 os.close(w)
 print(os.fdopen(r).read(), end="")
 print(json.load(os.fdopen(status.take()))["exit"])

@@ -81,31 +81,13 @@ func TestReload(t *testing.T) {
 	d := serviceProcess(t)
 	c := connect(t)
 	awaitNoSession(t, c)
-	cmd := exec.Command("cntr-attach", "--direct", "slim", "cat")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = stdin.Close(); _ = cmd.Wait() }()
-	if _, err := stdin.Write([]byte("up\n")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stdout.Read(make([]byte, 3)); err != nil {
-		t.Fatal(err)
-	}
+	end := catSession(t, "cntr-attach", "--direct", "slim", "cat")
 	if status := show(t, "StatusText"); status != "No sessions" {
 		t.Errorf("before, the status is %q", status)
 	}
 	must(t, "systemctl", "reload", unit)
 	await(t, "the session that was started without it", func() bool { return show(t, "StatusText") == "1 session" })
-	_ = stdin.Close()
+	end()
 	await(t, "its end", func() bool { return show(t, "StatusText") == "No sessions" })
 	if !d.Alive() || show(t, "ActiveState") != "active" {
 		t.Error("the service does not go on")

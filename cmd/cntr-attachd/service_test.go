@@ -161,6 +161,33 @@ func (s *sleeper) finish(t testing.TB) session.Status {
 	return session.ReadStatus(s.Status)
 }
 
+// catSession runs a command line of cntr-attach that starts cat in a machine, and waits until it does. What is returned
+// ends it, as does the end of the test.
+func catSession(t *testing.T, args ...string) (end func()) {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() { _ = stdin.Close(); _ = cmd.Wait() })
+	t.Cleanup(end)
+	if _, err := stdin.Write([]byte("up\n")); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "up\n" {
+		t.Fatalf("%q says %q, %v", args, line, err)
+	}
+	return end
+}
+
 func sessionIDs(t testing.TB, c *dbus.Client) map[string]dbus.SessionInfo {
 	t.Helper()
 	list, err := c.ListSessions(bounded(t))

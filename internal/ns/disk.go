@@ -1,7 +1,6 @@
 package ns
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -15,54 +14,13 @@ import (
 //
 // Requires CAP_SYS_ADMIN and Linux 5.2. ENODEV: the kernel does not have this type of file system.
 func MountDisk(fstype string, device *os.File, options ...string) (*os.File, error) {
-	ctx, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("fsopen %q: %w", fstype, err)
-	}
-	defer unix.Close(ctx)
 	// By descriptor: there may be another device at its path by now.
-	err = unix.FsconfigSetString(ctx, "source", fmt.Sprintf("/proc/self/fd/%d", device.Fd()))
-	for _, o := range append([]string{"ro"}, options...) {
-		if err != nil {
-			break
-		}
-		if name, value, ok := strings.Cut(o, "="); ok {
-			err = unix.FsconfigSetString(ctx, name, value)
-		} else {
-			err = unix.FsconfigSetFlag(ctx, name)
-		}
+	all := []option{{"source", fmt.Sprintf("/proc/self/fd/%d", device.Fd())}, {"ro", ""}}
+	for _, o := range options {
+		name, value, _ := strings.Cut(o, "=")
+		all = append(all, option{name, value})
 	}
-	if err == nil {
-		err = unix.FsconfigCreate(ctx)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w%s", err, complaints(ctx))
-	}
-	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
-	if err != nil {
-		return nil, fmt.Errorf("fsmount %q: %w", fstype, err)
-	}
-	return os.NewFile(uintptr(fd), fstype), nil
-}
-
-// complaints reads what the kernel says of a file system that cannot be made: lines that begin with "e ", "w " or "i "
-// (fsopen(2) of Linux's documentation of the mount API).
-func complaints(ctx int) string {
-	var said []string
-	for range 16 {
-		var b [1024]byte
-		n, err := unix.Read(ctx, b[:])
-		if err != nil || n <= 0 {
-			break
-		}
-		if text, ok := bytes.CutPrefix(b[:n], []byte("e ")); ok {
-			said = append(said, strings.TrimSpace(string(text)))
-		}
-	}
-	if len(said) == 0 {
-		return ""
-	}
-	return " (" + strings.Join(said, "; ") + ")"
+	return detached(fstype, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID, all...)
 }
 
 // OpenBlockDevice opens a block device for reading by a node of its own, in a file system in memory that nobody sees: for

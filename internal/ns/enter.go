@@ -81,7 +81,7 @@ func Enter(e *Entry) (*Process, error) {
 	closeAll(reportW, exitW) // so that the pipes end when the children's copies are gone
 	if errno != 0 {
 		closeAll(exitR)
-		return nil, fmt.Errorf("forking: %w", errno)
+		return nil, forkError(errno)
 	}
 	reaper, err := e.await(p, reportR)
 	_, _ = wait(joiner) // it has ended, or is about to
@@ -138,10 +138,10 @@ func (e *Entry) explain(p *plan, s stage, at int, errno unix.Errno) error {
 	case stageShed:
 		steps = p.shed.steps
 	}
-	what, blame := "forking", fail.Code("")
-	if at < len(steps) {
-		what, blame = steps[at].what, steps[at].blame
+	if at == len(steps) {
+		return forkError(errno)
 	}
+	what, blame := steps[at].what, steps[at].blame
 	if errno == unix.ESRCH {
 		return fail.New(fail.NotRunning, "", "%s: the machine has just stopped", what)
 	}
@@ -149,6 +149,14 @@ func (e *Entry) explain(p *plan, s stage, at int, errno unix.Errno) error {
 		return fail.New(blame, "", "%s: %w", what, errno)
 	}
 	return fmt.Errorf("%s: %w", what, errno)
+}
+
+// forkError is the failure of a child to make the next one.
+func forkError(errno unix.Errno) error {
+	if errno == unix.EAGAIN { // pids.max of a control group, RLIMIT_NPROC or kernel.pid_max
+		return fail.New(fail.LimitsExceeded, "TasksMax= of the scope or of cntr.slice may be too low", "no more processes can be made: %w", errno)
+	}
+	return fmt.Errorf("forking: %w", errno)
 }
 
 func (e *Entry) check() error {

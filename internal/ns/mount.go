@@ -1,9 +1,11 @@
 package ns
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -29,17 +31,37 @@ func detached(fstype string, attributes int, options ...option) (*os.File, error
 			err = unix.FsconfigSetString(ctx, o.key, o.value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("fsconfig %q of %q to %q: %w", o.key, fstype, o.value, err)
+			return nil, fmt.Errorf("fsconfig %q of %q to %q: %w%s", o.key, fstype, o.value, err, complaints(ctx))
 		}
 	}
 	if err := unix.FsconfigCreate(ctx); err != nil {
-		return nil, fmt.Errorf("creating %q: %w", fstype, err)
+		return nil, fmt.Errorf("creating %q: %w%s", fstype, err, complaints(ctx))
 	}
 	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attributes)
 	if err != nil {
 		return nil, fmt.Errorf("fsmount %q: %w", fstype, err)
 	}
 	return os.NewFile(uintptr(fd), fstype), nil
+}
+
+// complaints reads what the kernel says of a file system that cannot be made: lines that begin with "e ", "w " or "i "
+// (fsopen(2) of Linux's documentation of the mount API).
+func complaints(ctx int) string {
+	var said []string
+	for range 16 {
+		var b [1024]byte
+		n, err := unix.Read(ctx, b[:])
+		if err != nil || n <= 0 {
+			break
+		}
+		if text, ok := bytes.CutPrefix(b[:n], []byte("e ")); ok {
+			said = append(said, strings.TrimSpace(string(text)))
+		}
+	}
+	if len(said) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(said, "; ") + ")"
 }
 
 // MountFUSE opens /dev/fuse and makes a detached mount that is served on it. The caller owns both

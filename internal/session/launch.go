@@ -201,7 +201,7 @@ func (l *Launcher) scope(ctx context.Context, s *Session, properties []units.Pro
 	if err != nil {
 		return fmt.Errorf("making the session's scope: %w", err)
 	}
-	return nil
+	return checkTasks(s.PID)
 }
 
 // newID returns 8 hexadecimal digits.
