@@ -61,21 +61,26 @@ const (
 	maxThreads  = 4096                  // and never more than this, far below the Go runtime's limit of 10,000
 )
 
-// buffers keeps a few large buffers for the next use.
+// buffers keeps a few large buffers for the next use. They are not on the heap: of most only the first page is ever used,
+// and a few of them would be enough to make the collector run while a session starts.
 type buffers struct {
 	mu   sync.Mutex
 	free [][]byte
 }
 
-func (b *buffers) get() []byte {
+func (b *buffers) get() ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if n := len(b.free); n > 0 {
 		buf := b.free[n-1]
 		b.free = b.free[:n-1]
-		return buf
+		return buf, nil
 	}
-	return make([]byte, bufSize)
+	buf, err := unix.Mmap(-1, 0, bufSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("mapping a buffer of %d bytes: %w", bufSize, err)
+	}
+	return buf, nil
 }
 
 func (b *buffers) put(buf []byte) {
@@ -83,7 +88,19 @@ func (b *buffers) put(buf []byte) {
 	defer b.mu.Unlock()
 	if len(b.free) < 8 {
 		b.free = append(b.free, buf)
+		return
 	}
+	_ = unix.Munmap(buf)
+}
+
+// close unmaps what is kept. All others must have been put back.
+func (b *buffers) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, buf := range b.free {
+		_ = unix.Munmap(buf)
+	}
+	b.free = nil
 }
 
 func newTransport(t *tree, dev *os.File) (*transport, error) {
@@ -124,6 +141,7 @@ func (c *transport) serve() error {
 	c.start()
 	c.workers.Wait()
 	close(done)
+	c.large.close()
 	c.dev.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,8 +194,13 @@ func (c *transport) work() {
 		c.mu.Unlock()
 	}()
 
-	in, out := c.large.get(), make([]byte, smallBuf)
+	in, err := c.large.get()
+	if err != nil {
+		c.fail(err)
+		return
+	}
 	defer c.large.put(in)
+	out := make([]byte, smallBuf)
 	for {
 		if c.waiting.Add(1) > maxWaiting {
 			// Those that were waiting may have got requests, and have counted this thread as one that waits.
@@ -213,7 +236,11 @@ func (c *transport) work() {
 			c.handle(in[:n], out)
 			continue
 		}
-		buf := c.large.get()
+		buf, err := c.large.get()
+		if err != nil {
+			c.answer(in, out, raw.Status(unix.ENOMEM))
+			continue
+		}
 		c.handle(in[:n], buf)
 		c.large.put(buf)
 	}
@@ -338,17 +365,23 @@ func (c *transport) handle(req, out []byte) {
 	}
 	if !st.Ok() {
 		// Nothing that the protocol has an answer for, but the process that waits needs one.
-		n = outHeaderSize
-		binary.NativeEndian.PutUint32(out[4:], uint32(-int32(st)))
-		copy(out[8:16], req[8:16])
+		c.answer(req, out, st)
+	} else if n > 0 {
+		binary.NativeEndian.PutUint32(out, uint32(n))
+		c.write(out[:n])
 	}
-	if n == 0 {
-		return
-	}
-	binary.NativeEndian.PutUint32(out, uint32(n))
-	// ENOENT: nobody waits for the answer any more. Nothing can be done about other errors either.
-	_, _ = unix.Write(c.fd, out[:n])
 }
+
+// answer answers a request with an error.
+func (c *transport) answer(req, out []byte, st raw.Status) {
+	binary.NativeEndian.PutUint32(out, outHeaderSize)
+	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(st)))
+	copy(out[8:16], req[8:16])
+	c.write(out[:outHeaderSize])
+}
+
+// write writes an answer. ENOENT: nobody waits for it any more. Nothing can be done about other errors either.
+func (c *transport) write(out []byte) { _, _ = unix.Write(c.fd, out) }
 
 const outHeaderSize = 16
 

@@ -176,7 +176,7 @@ func TestResolveWhileServiceRestarts(t *testing.T) {
 	startService(t, "test-restarts.service", sleep, "PrivateTmp=yes", "Restart=always", "RestartSec=0", "StartLimitBurst=1000")
 	r := newServices(t)
 	pids := map[int]bool{}
-	for deadline := time.Now().Add(patience); len(pids) < 10; {
+	for deadline := time.Now().Add(patience); len(pids) < 30; {
 		m, err := r.Resolve(bounded(t), "test-restarts")
 		if time.Now().After(deadline) {
 			t.Fatal("it does not restart")

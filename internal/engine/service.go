@@ -182,19 +182,33 @@ var otherUnits = []string{
 }
 
 // serviceOf asks systemd about a service. systemd loads the unit if it must, and knows any valid name. It is
-// asked for one property after the other: all of them are hundreds, some of which take it time to find out.
+// asked for one property after the other: all of them are hundreds, some of which take it time to find out. If the
+// service changed its state meanwhile, they do not belong together, and it is asked again.
 func serviceOf(ctx context.Context, conn *dbus.Conn, name string) (service, error) {
+	for {
+		var before, after uint64
+		p, err := propertiesOf(ctx, conn, name, &before, &after)
+		if err != nil || before == after {
+			return p, err
+		}
+	}
+}
+
+// propertiesOf asks for the properties of a service, and for the time of its last change of state before and after the others.
+func propertiesOf(ctx context.Context, conn *dbus.Conn, name string, before, after *uint64) (service, error) {
 	var p service
 	for _, of := range []struct {
 		kind, property string
 		to             any
 	}{
+		{"Unit", "StateChangeTimestampMonotonic", before},
 		{"Unit", "Id", &p.Id},
 		{"Unit", "LoadState", &p.LoadState},
 		{"Unit", "ActiveState", &p.ActiveState},
 		{"Service", "MainPID", &p.MainPID},
 		{"Service", "ControlGroup", &p.ControlGroup},
 		{"Service", "RootDirectory", &p.RootDirectory},
+		{"Unit", "StateChangeTimestampMonotonic", after},
 	} {
 		value, err := conn.GetUnitTypePropertyContext(ctx, name, of.kind, of.property)
 		switch bus.ErrorName(err) {
