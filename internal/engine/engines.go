@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -42,14 +43,19 @@ func Engines() []machine.Resolver {
 // mostName is how long the name of a container may be, in bytes.
 const mostName = 255
 
+// pattern compiles a regular expression when it is first used. Programs start quicker without.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
 // dockerName is what may be the name of a Docker or Podman container, or the start of an id.
-var dockerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+var dockerName = pattern(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
 // findDocker asks for a container by name, or by a start of its id that only one has
 // (docs.docker.com/reference/api/engine, ContainerInspect).
 func findDocker(q question) (found, error) {
 	none := fail.New(fail.NoSuchMachine, "see docker ps", "Docker knows no container %q", q.name)
-	if !dockerName.MatchString(q.name) {
+	if !dockerName().MatchString(q.name) {
 		return found{}, none
 	}
 	var c struct {
@@ -71,10 +77,10 @@ func findDocker(q question) (found, error) {
 		return found{}, fmt.Errorf("asking Docker for the container %q: %w", q.name, err)
 	}
 	f := found{name: strings.TrimPrefix(c.Name, "/"), state: "not running"}
-	if dockerName.MatchString(c.State.Status) {
+	if dockerName().MatchString(c.State.Status) {
 		f.state = c.State.Status
 	}
-	if !dockerName.MatchString(f.name) || len(f.name) > mostName {
+	if !dockerName().MatchString(f.name) || len(f.name) > mostName {
 		// A user may have made the daemon.
 		return found{}, fmt.Errorf("asking Docker for the container %q: it is called %.60q, which is no name", q.name, f.name)
 	}

@@ -175,7 +175,7 @@ func parseConmon(args []string) (conmon, bool) {
 			*to = args[i]
 		}
 	}
-	return c, isID(c.id) && session == c.id && dockerName.MatchString(c.name) && len(c.name) <= mostName &&
+	return c, isID(c.id) && session == c.id && dockerName().MatchString(c.name) && len(c.name) <= mostName &&
 		slices.Contains(args, "--exit-command")
 }
 

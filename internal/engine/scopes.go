@@ -34,15 +34,15 @@ type Scopes struct {
 var _ machine.Resolver = (*Scopes)(nil)
 
 // scopes are the names that engines give to the control groups of containers. The first group is the id.
-var scopes = map[string]*regexp.Regexp{
-	"containerd": regexp.MustCompile(`^(?:cri-containerd|nerdctl)-([0-9a-f]{64})\.scope$`),
-	"crio":       regexp.MustCompile(`^crio-([0-9a-f]{64})\.scope$`),
-	"docker":     regexp.MustCompile(`^docker-([0-9a-f]{64})\.scope$`),
-	"k8s":        regexp.MustCompile(`^(?:(?:cri-containerd|crio|docker)-)?([0-9a-f]{64})(?:\.scope)?$`),
+var scopes = map[string]func() *regexp.Regexp{
+	"containerd": pattern(`^(?:cri-containerd|nerdctl)-([0-9a-f]{64})\.scope$`),
+	"crio":       pattern(`^crio-([0-9a-f]{64})\.scope$`),
+	"docker":     pattern(`^docker-([0-9a-f]{64})\.scope$`),
+	"k8s":        pattern(`^(?:(?:cri-containerd|crio|docker)-)?([0-9a-f]{64})(?:\.scope)?$`),
 }
 
 // podName is the control group of a pod: its uid is in it, with "_" for "-" where the group is a slice.
-var podName = regexp.MustCompile(`pod([0-9a-f]{8}[0-9a-f_-]{1,28})(?:\.slice)?$`)
+var podName = pattern(`pod([0-9a-f]{8}[0-9a-f_-]{1,28})(?:\.slice)?$`)
 
 // scope is a container's control group.
 type scope struct {
@@ -51,20 +51,20 @@ type scope struct {
 	pod   string // uid, with "-"; empty if it belongs to none
 }
 
-func isID(s string) bool { return scopes["k8s"].MatchString(s) && len(s) == 64 }
+func isID(s string) bool { return scopes["k8s"]().MatchString(s) && len(s) == 64 }
 
 // Kind returns the engine's name, "crio".
 func (s *Scopes) Kind() string { return s.kind }
 
 // idStart is what may be the start of a container's id, or of a pod's uid.
-var idStart = regexp.MustCompile(`^[0-9a-f][0-9a-f-]*$`)
+var idStart = pattern(`^[0-9a-f][0-9a-f-]*$`)
 
 // Resolve finds a running container by the start of its id; with the kind "k8s" also by the start of the uid of
 // a pod that has only one. The caller closes it. Errors carry fail.NoSuchMachine, fail.NotRunning,
 // fail.AmbiguousMachine or fail.NotAContainer.
 func (s *Scopes) Resolve(ctx context.Context, id string) (*machine.Machine, error) {
 	none := fail.New(fail.NoSuchMachine, "", "no container of %s has an id that starts with %q", s.kind, id)
-	if !idStart.MatchString(id) {
+	if !idStart().MatchString(id) {
 		return nil, none
 	}
 	list, err := s.all(ctx)
@@ -153,12 +153,12 @@ func isPods(group string) bool {
 
 // parse reads the name of a control group.
 func (s *Scopes) parse(group string) (scope, bool) {
-	m := scopes[s.kind].FindStringSubmatch(path.Base(group))
+	m := scopes[s.kind]().FindStringSubmatch(path.Base(group))
 	if m == nil {
 		return scope{}, false
 	}
 	c := scope{group: group, id: m[1]}
-	if pod := podName.FindStringSubmatch(path.Base(path.Dir(group))); pod != nil && strings.HasPrefix(group, "/kubepods") {
+	if pod := podName().FindStringSubmatch(path.Base(path.Dir(group))); pod != nil && strings.HasPrefix(group, "/kubepods") {
 		c.pod = strings.ReplaceAll(pod[1], "_", "-")
 	}
 	return c, s.kind != "k8s" || c.pod != ""
