@@ -75,11 +75,12 @@ func attach(ctx context.Context, o *options) (int, error) {
 		}
 		return o.finish(session.ReadStatus(s.status))
 	}
+	// Before anybody can see what the command says, and send a signal because of that.
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	streams.copy()
 	ended := make(chan session.Status, 1)
 	go func() { ended <- session.ReadStatus(s.status) }()
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	select {
 	case end := <-ended:
 		streams.drain()

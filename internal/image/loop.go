@@ -26,14 +26,21 @@ const (
 // 5.8). If there is one already, it is shared: then the kernel shares what is mounted from it, and all that it has in
 // memory of that. The path is for people to see.
 func attachLoop(file *os.File, path string, part span) (*os.File, error) {
-	if d := findLoop(file, part); d != nil {
-		return d, nil
-	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fail.New(fail.NotSupported, "load it with modprobe loop", "there are no loop devices here: %w", err)
 	}
 	defer control.Close()
+	// As systemd does: two that set up a device at once do not take each other's, and the second finds that of the first.
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("locking %s: %w", control.Name(), err)
+	}
+	if d := findLoop(file, part); d != nil {
+		return d, nil
+	}
 	config := unix.LoopConfig{Fd: uint32(file.Fd())}
 	config.Info.Offset, config.Info.Sizelimit, config.Info.Flags = part.offset, part.size, loopFlags
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], path)
