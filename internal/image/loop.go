@@ -32,7 +32,8 @@ func attachLoop(file *os.File, path string, part span) (*os.File, error) {
 	}
 	defer control.Close()
 	// As systemd does: two that set up a device at once do not take each other's, and the second finds that of the first.
-	for err = unix.EINTR; err == unix.EINTR; {
+	err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
+	for errors.Is(err, unix.EINTR) {
 		err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
 	}
 	if err != nil {
