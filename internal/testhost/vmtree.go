@@ -22,7 +22,7 @@ var vmRecipe = recipe{
 		"systemd", "systemd-sysv", "libpam-systemd", "systemd-container", "dbus", "dbus-bin", "polkitd",
 		"lxc", "fuse3", "kmod", "iproute2", "util-linux", "e2fsprogs", "udev",
 		"linux-image-cloud-amd64", "initramfs-tools", "zstd", "apparmor",
-		"bash", "bsdutils", "curl", "gdb", "lsof", "procps", "psmisc", "python3", "strace", "tcpdump", "xxd",
+		"bash", "bsdutils", "busybox-static", "curl", "gdb", "lsof", "procps", "psmisc", "python3", "strace", "tcpdump", "xxd",
 	},
 	Options: append(trimmed(),
 		`--customize-hook=chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash alice`,
