@@ -35,11 +35,13 @@ Starts and lists sessions for callers on the system bus (org.cntr.Attach1).
 It is started by the bus when it is called.
 
 Options:
-      --idle-timeout TIME  end after so long with nothing to do; 0 is never (default 30s)
+      --idle-timeout TIME  end after so long with nothing to do, 0 is never
+                           (default 30s)
       --max-sessions N     of all users at a time (default 1024)
       --max-sessions-per-user N
                            of one user who is not root (default 64)
-      --session FILE       program that a session runs (default /usr/lib/cntr-attach/cntr-session)
+      --session FILE       program that a session runs
+                           (default /usr/lib/cntr-attach/cntr-session)
   -h, --help               show this help
       --version            show the version
 `
