@@ -1,0 +1,59 @@
+//go:build integration
+
+package main
+
+import (
+	"os"
+	"slices"
+	"testing"
+)
+
+// Each directive that the unit file leaves out would break a tool in the hands of an administrator, or the session itself: what
+// works with the unit as it is fails with the directive. With NoNewPrivileges, sudo and ping have no rights but their caller's.
+func TestSandboxOfTheServiceWouldBreakSessions(t *testing.T) {
+	const probe = "/var/tmp/cntr-probe"
+	if err := os.WriteFile(probe, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(probe) })
+	tests := []struct {
+		directive string
+		args      []string
+	}{
+		{"CapabilityBoundingSet=~CAP_NET_RAW", []string{"deb", "python3", "-c", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"}},
+		{"NoNewPrivileges=yes", []string{"deb", "grep", "-q", "NoNewPrivs:.0", "/proc/self/status"}},
+		{"SystemCallFilter=~@debug", []string{"deb", "strace", "-o", "/dev/null", "true"}},
+		{"RestrictNamespaces=yes", []string{"deb", "unshare", "--mount", "true"}},
+		{"RestrictRealtime=yes", []string{"deb", "chrt", "--fifo", "1", "true"}},
+		{"LockPersonality=yes", []string{"deb", "setarch", "--addr-no-randomize", "true"}},
+		{"MemoryDenyWriteExecute=yes", []string{"deb", "python3", "-c", "import mmap; mmap.mmap(-1, 4096, prot=7)"}},
+		{"RestrictSUIDSGID=yes", []string{"deb", "sh", "-c", "touch /tmp/cntr-probe && chmod u+s /tmp/cntr-probe; r=$?; rm -f /tmp/cntr-probe; exit $r"}},
+		{"RestrictAddressFamilies=AF_UNIX", []string{"deb", "ip", "address"}},
+		{"PrivateDevices=yes", []string{"deb", "true"}},
+		{"ProtectHostname=yes", []string{"deb", "unshare", "--uts", "hostname", "probe"}},
+		{"ProtectSystem=strict", []string{"--writable", "deb", "touch", probe}},
+		{"ReadOnlyPaths=/var/tmp", []string{"--writable", "deb", "touch", probe}},
+		{"ProtectHome=yes", []string{"deb", "test", "-e", "/home/alice"}},
+		{"PrivateTmp=yes", []string{"deb", "test", "-e", probe}},
+		{"LimitNOFILE=256", []string{"deb", "sh", "-c", "test $(ulimit -Hn) -gt 256"}},
+	}
+	for _, test := range tests {
+		if out, ok := try(t, slices.Concat([]string{"cntr-attach", "--quiet"}, test.args)...); !ok {
+			t.Errorf("%q fails without %s: %s", test.args, test.directive, out)
+		}
+	}
+	for _, test := range tests {
+		t.Run(test.directive, func(t *testing.T) {
+			// A transient unit: those of files are all read anew for a change.
+			stop(t)
+			must(t, "systemd-run", "--quiet", "--collect", "--unit=cntr-sandbox", "--service-type=notify", "--property=KillMode=process",
+				"--property="+test.directive, binary)
+			defer must(t, "systemctl", "stop", "cntr-sandbox.service")
+			if out, ok := try(t, slices.Concat([]string{"cntr-attach", "--quiet"}, test.args)...); ok {
+				t.Errorf("%q works with it: %s", test.args, out)
+			} else {
+				t.Logf("%s", out)
+			}
+		})
+	}
+}
