@@ -13,6 +13,8 @@ require (
 	golang.org/x/sys v0.41.0
 )
 
+require github.com/klauspost/compress v1.18.0
+
 // go-lxc has no releases. This is Debian's copy of it, package golang-gopkg-lxc-go-lxc.v2-dev, which .ci/setup
 // installs: of 2022 in Debian 12, of 2024 in Debian 13.
 replace github.com/lxc/go-lxc => /usr/share/gocode/src/gopkg.in/lxc/go-lxc.v2

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	raw "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -131,10 +132,12 @@ func (fs *tree) stick(x *extra) {
 }
 
 // fillMade sets the attributes of a made-up entry.
-func (fs *tree) fillMade(x *extra, a *raw.Attr) {
+func (fs *tree) fillMade(x *extra, a *raw.Attr) { fs.ids.fillMade(x, fs.started, a) }
+
+func (m *idMap) fillMade(x *extra, started time.Time, a *raw.Attr) {
 	*a = raw.Attr{Ino: x.ino, Mode: x.mode(), Nlink: 1, Blksize: 4096}
-	a.Uid, a.Gid = show(fs.ids.uid, 0), show(fs.ids.gid, 0)
-	a.SetTimes(&fs.started, &fs.started, &fs.started)
+	a.Uid, a.Gid = show(m.uid, 0), show(m.gid, 0)
+	a.SetTimes(&started, &started, &started)
 	switch {
 	case x.entry == nil || x.mode()&unix.S_IFMT == unix.S_IFDIR:
 		a.Nlink = 2

@@ -97,8 +97,10 @@ func (fs *tree) Read(_ <-chan struct{}, in *raw.ReadIn, buf []byte) (raw.ReadRes
 	return raw.ReadResultData(buf[:size]), raw.OK
 }
 
-func readMade(n *inode, in *raw.ReadIn) raw.ReadResult {
-	x := n.extra.Load()
+func readMade(n *inode, in *raw.ReadIn) raw.ReadResult { return n.extra.Load().read(in) }
+
+// read answers a request to read a made-up file.
+func (x *extra) read(in *raw.ReadIn) raw.ReadResult {
 	var content []byte
 	if x.entry != nil {
 		content = x.entry.Content

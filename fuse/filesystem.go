@@ -17,6 +17,9 @@ type Options struct {
 	// Root is the root of the tree: a directory, opened O_PATH or for reading. New makes a duplicate of it.
 	Root *os.File
 
+	// Files is served in place of Root if it is set. Nobody ever changes it, so Writable, Caller and Cache mean nothing.
+	Files Files
+
 	// Writable lets the session change the tree. Otherwise every change fails with EROFS.
 	Writable bool
 
@@ -76,7 +79,8 @@ type Entry struct {
 
 // FileSystem serves one tree on one mount.
 type FileSystem struct {
-	tree *tree
+	tree *tree   // nil with Options.Files
+	ops  backend // what is served
 
 	mu     sync.Mutex
 	conn   *transport
@@ -110,6 +114,13 @@ type tree struct {
 
 // New prepares to serve a tree. Close releases it, also when Serve was never called.
 func New(o Options) (*FileSystem, error) {
+	if o.Files != nil {
+		ops, err := newImageTree(o)
+		if err != nil {
+			return nil, err
+		}
+		return &FileSystem{ops: ops}, nil
+	}
 	if o.Root == nil {
 		return nil, errors.New("no root given")
 	}
@@ -145,7 +156,7 @@ func New(o Options) (*FileSystem, error) {
 		unix.Close(threads.procFD)
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}
-	return &FileSystem{tree: t}, nil
+	return &FileSystem{tree: t, ops: t}, nil
 }
 
 func (c Cache) withDefaults() Cache {
@@ -218,7 +229,7 @@ func (f *FileSystem) Serve(dev *os.File) error {
 		}
 		return errors.New("file system is being served already")
 	}
-	conn, err := newTransport(f.tree, dev)
+	conn, err := newTransport(f.ops, dev)
 	if err != nil {
 		f.mu.Unlock()
 		return err
@@ -252,7 +263,7 @@ func (f *FileSystem) release() {
 		f.mu.Lock()
 		f.closed = true
 		f.mu.Unlock()
-		f.tree.close()
+		f.ops.close()
 	})
 }
 
@@ -278,6 +289,19 @@ func (f *FileSystem) Requests() map[string]uint64 {
 		return nil
 	}
 	return conn.requests()
+}
+
+func (fs *tree) serves() error     { return fs.threads.enter() }
+func (fs *tree) locking() bool     { return true }
+func (fs *tree) passthrough() bool { return fs.opts.Passthrough }
+func (fs *tree) connect(dev int)   { fs.backing.connect(dev) }
+func (fs *tree) hangUp()           { fs.locks.stop() }
+func (fs *tree) pollHack() bool    { return fs.usesItself.Load() }
+
+func (fs *tree) tick() {
+	fs.descs.age()
+	fs.ageOpens()
+	fs.inodes.giveBack()
 }
 
 func (fs *tree) String() string { return "cntr" }

@@ -17,6 +17,8 @@ type handle struct {
 	dir *dirStream // of a directory
 	s   *openState // of a file of the tree
 
+	content *content // of a file of an imageTree, in place of n
+
 	lockers []uint64 // who took POSIX locks by way of this; guarded by locks.mu
 
 	shared bool       // fd is that of the openState

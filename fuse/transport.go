@@ -26,7 +26,7 @@ import (
 type transport struct {
 	fd      int
 	dev     *os.File
-	tree    *tree
+	tree    backend
 	proto   *raw.ProtocolServer
 	workers sync.WaitGroup
 
@@ -103,11 +103,25 @@ func (b *buffers) close() {
 	b.free = nil
 }
 
-func newTransport(t *tree, dev *os.File) (*transport, error) {
+// backend is the operations on one sort of tree, and what the transport has to tell it.
+type backend interface {
+	raw.RawFileSystem
+	serves() error     // makes the calling thread a server thread
+	locking() bool     // the server decides about locks; else the kernel does
+	passthrough() bool // is asked for
+	stackDepth() int
+	connect(dev int) // before the first request
+	tick()           // once a second, on a server thread
+	hangUp()         // nobody may wait any more
+	pollHack() bool
+	close()
+}
+
+func newTransport(t backend, dev *os.File) (*transport, error) {
 	opts := &raw.MountOptions{
 		MaxWrite:             maxWrite,
 		MaxBackground:        64,
-		EnableLocks:          true,
+		EnableLocks:          t.locking(),
 		EnableAcl:            true,
 		EnableSymlinkCaching: true, // the target of a symbolic link cannot change
 		MaxStackDepth:        t.stackDepth(),
@@ -117,7 +131,7 @@ func newTransport(t *tree, dev *os.File) (*transport, error) {
 		// With an answer of ENOSYS to OPEN the kernel would never ask again, for the whole mount.
 		DisabledCapabilities: raw.CAP_NO_OPEN_SUPPORT | raw.CAP_NO_OPENDIR_SUPPORT,
 	}
-	if !t.opts.Passthrough {
+	if !t.passthrough() {
 		opts.DisabledCapabilities |= raw.CAP_PASSTHROUGH
 	}
 	fd := int(dev.Fd()) // blocking from here on
@@ -130,7 +144,7 @@ func newTransport(t *tree, dev *os.File) (*transport, error) {
 		unpark: make(chan struct{}), ended: make(chan struct{}),
 	}
 	c.end = sync.OnceFunc(func() { close(c.ended) })
-	t.backing.connect(fd)
+	t.connect(fd)
 	return c, nil
 }
 
@@ -150,7 +164,7 @@ func (c *transport) serve() error {
 
 // tick does what is due once a second, as a server thread.
 func (c *transport) tick(done <-chan struct{}) {
-	if err := c.tree.threads.enter(); err != nil {
+	if err := c.tree.serves(); err != nil {
 		c.fail(fmt.Errorf("server thread: %w", err))
 		return
 	}
@@ -161,9 +175,7 @@ func (c *transport) tick(done <-chan struct{}) {
 		case <-done:
 			return
 		case <-t.C:
-			c.tree.descs.age()
-			c.tree.ageOpens()
-			c.tree.inodes.giveBack()
+			c.tree.tick()
 		}
 	}
 }
@@ -180,7 +192,7 @@ func (c *transport) start() {
 func (c *transport) work() {
 	defer c.workers.Done()
 	defer c.running.Add(-1)
-	if err := c.tree.threads.enter(); err != nil {
+	if err := c.tree.serves(); err != nil {
 		c.fail(fmt.Errorf("server thread: %w", err))
 		return
 	}
@@ -226,7 +238,7 @@ func (c *transport) work() {
 			c.workers.Add(1)
 			go func() {
 				defer c.workers.Done()
-				if err := c.tree.threads.enter(); err == nil {
+				if err := c.tree.serves(); err == nil {
 					c.handle(req, make([]byte, 4096))
 				}
 			}()
@@ -360,7 +372,7 @@ func (c *transport) handle(req, out []byte) {
 	c.counts[op%uint32(len(c.counts))].Add(1)
 	var n int
 	st := raw.ENOENT
-	if nodeID(req) != rootNode || !bytes.Contains(req[headerSize:], pollHack) || c.tree.usesItself.Load() {
+	if nodeID(req) != rootNode || !bytes.Contains(req[headerSize:], pollHack) || c.tree.pollHack() {
 		n, st = c.proto.HandleRequest([][]byte{req}, [][]byte{out})
 	}
 	if !st.Ok() {
@@ -415,7 +427,7 @@ func (c *transport) hangUp() {
 		return
 	}
 	c.end()
-	c.tree.locks.stop()
+	c.tree.hangUp()
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return

@@ -36,6 +36,8 @@ var imageKinds = []struct {
 	}, "nspawn-as-pid2", "slim", "nspawn:NAME"},
 	{"squashfs", func(t *testing.T) string { return diskImage(t, "squashfs", toolsDir) }, "nspawn-as-pid2", "slim", "nspawn:NAME"},
 	{"ext4", func(t *testing.T) string { return diskImage(t, "ext4", toolsDir) }, "", "", userns},
+	{"an OCI layout", func(t *testing.T) string { return ociImage(t, "oci-dir") }, "", "", userns},
+	{"an archive of docker save", func(t *testing.T) string { return ociImage(t, "docker-archive") }, "docker", "slim", "docker:NAME"},
 	{"a disk with partitions", func(t *testing.T) string { return diskImage(t, "gpt", toolsDir) }, "docker", "slim", "docker:NAME"},
 }
 
@@ -66,6 +68,26 @@ func diskImage(t *testing.T, kind, dir string) string {
 	must(t, "sh", "-ec", makers[kind], "sh", dir, path)
 	t.Cleanup(func() { must(t, "rm", "-f", path) })
 	return path
+}
+
+// ociImage makes an OCI image of the tools, with podman: a layer of the tools, and one with a file. It returns its
+// name.
+func ociImage(t *testing.T, format string) string {
+	t.Helper()
+	path := "/srv/images/" + format
+	must(t, "sh", "-ec", `mkdir -p /srv/images
+		podman image exists localhost/tools:latest || {
+			tar -C "$3" -c . | podman import --quiet - localhost/tools:one
+			printf 'FROM localhost/tools:one\nENV TOOLS=oci\nCOPY issue /etc/issue\n' >/srv/images/Containerfile
+			echo 'This is the image of tools.' >/srv/images/issue
+			podman build --quiet --network=none --tag localhost/tools:latest --file=/srv/images/Containerfile /srv/images
+		}
+		podman save --quiet --format="$1" --output="$2" localhost/tools:latest`, "sh", format, path, toolsDir)
+	t.Cleanup(func() { must(t, "rm", "-rf", path) })
+	if format == "docker-archive" {
+		return format + ":" + path
+	}
+	return "oci:" + path
 }
 
 func toolsByName(t *testing.T) string {
@@ -101,7 +123,7 @@ func TestToolsOfAnImage(t *testing.T) {
 			s.image = []string{"--image=" + image}
 			mounts, members := s.state(t)
 			for _, c := range cases {
-				if kind.title == "a name" || kind.title == "a disk with partitions" {
+				if kind.title == "a name" || kind.title == "a disk with partitions" || kind.title == "an archive of docker save" {
 					switch c.title {
 					case "pipes", "terminal", "namespaces", "root", "tcpdump":
 						continue // what the image is has no part in it that it has not for a directory and for squashfs

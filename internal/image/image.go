@@ -27,6 +27,8 @@ import (
 type Image struct {
 	Name    string           // as it is called: "host", "tools", "/srv/tools", "docker:tools"
 	Path    string           // a directory or file of the host, absolute
+	OCI     string           // what is there, if it is an OCI image: oci.Layout and its siblings
+	Tag     string           // which of several OCI images
 	Machine *machine.Machine // or a running machine; owned by the Image
 	Trusted bool             // root's configuration names it: it is opened as root, whoever the session is for
 }
@@ -70,7 +72,7 @@ func (f Finder) Find(ctx context.Context, r Ref) (*Image, error) {
 	case r.IsHost():
 		return nil, nil
 	case r.Path != "":
-		return &Image{Name: r.Path, Path: r.Path}, nil
+		return &Image{Name: r.String(), Path: r.Path, OCI: r.OCI, Tag: r.Tag}, nil
 	case r.Machine != "":
 		return nil, fmt.Errorf("the machine %q as an image", r.Machine)
 	}

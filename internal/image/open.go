@@ -11,12 +11,14 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
+	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
 // Tree is an image that was opened.
 type Tree struct {
-	Root      *os.File   // its root directory, opened O_PATH; owned by the Tree
-	Looks     *ns.Root   // the same, for reading single files as whom the session is for; it has no descriptor of its own
+	Root      *os.File   // its root directory, opened O_PATH; owned by the Tree; nil with Files
+	Files     *oci.Image // in place of Root; owned by the Tree
+	Looks     Looks      // the same, for reading single files as whom the session is for; it has no descriptor of its own
 	ReadOnly  bool       // it cannot be written to
 	Immutable bool       // nobody else changes it either
 	SetID     bool       // its set-id bits and file capabilities count
@@ -25,8 +27,19 @@ type Tree struct {
 	Environ   []string // its own variables, NAME=VALUE; none of the host
 }
 
+// Looks reads single files of a tree. Links lead to where they lead with the tree as root directory.
+type Looks interface {
+	ReadFile(path string, limit int64) ([]byte, error) // a regular file of at most limit bytes
+	Exists(path string) bool
+}
+
 // Close closes the root directory.
-func (t *Tree) Close() error { return t.Root.Close() }
+func (t *Tree) Close() error {
+	if t.Files != nil {
+		return t.Files.Close()
+	}
+	return t.Root.Close()
+}
 
 // identity is the map of ids that are the host's.
 var identity = []ns.Range{{Count: 1<<32 - 1}}
@@ -45,18 +58,23 @@ func Open(i *Image, who ns.Identity) (t *Tree, err error) {
 	if i.Trusted {
 		opener = ns.Identity{}
 	}
-	if i.Machine != nil {
+	switch {
+	case i.Machine != nil:
 		t, err = openMachine(i.Machine)
-	} else {
+	case i.OCI != "":
+		t, err = openOCI(i, opener)
+	default:
 		t, err = openPath(i, opener)
 	}
 	if err != nil {
 		return nil, err
 	}
-	t.Looks = ns.RootAt(t.Root, who)
+	if t.Looks = t.Files; t.Files == nil {
+		t.Looks = ns.RootAt(t.Root, who)
+	}
 	text, err := t.Looks.ReadFile("/etc/environment", environLimit)
 	if err == nil {
-		t.Environ = parseEnviron(string(text))
+		t.Environ = append(parseEnviron(string(text)), t.Environ...)
 	}
 	if i.Machine != nil && !i.Machine.Leader.Alive() {
 		_ = t.Close()

@@ -5,11 +5,14 @@ import (
 	"strings"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
 // Ref is what a user typed to name an image. The zero value is the host; else one of its fields is set.
 type Ref struct {
 	Path    string // absolute and clean
+	OCI     string // what is at Path, if that is an OCI image: oci.Layout and its siblings
+	Tag     string // which of several OCI images
 	Name    string // known to machined
 	Machine string // a running machine, by its name or typed name
 }
@@ -20,7 +23,7 @@ const host = "host"
 // anyMachine is the kind of "machine:NAME": whatever has the name.
 const anyMachine = "machine"
 
-// ParseRef parses "host", "/PATH", "NAME" and "KIND:NAME". "" is the host, too.
+// ParseRef parses "host", "/PATH", "NAME", "KIND:NAME", and for OCI images "oci:/PATH[:TAG]" and its siblings (containers-transports(5)). "" is the host, too.
 func ParseRef(s string) (Ref, error) {
 	for _, r := range s {
 		if r < ' ' || r == 0x7f {
@@ -33,6 +36,11 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{}, nil
 	case strings.HasPrefix(s, "/"):
 		return Ref{Path: path.Clean(s)}, nil
+	case typed && isOCI(kind):
+		return parseOCI(kind, name)
+	case kind == "docker" && strings.HasPrefix(name, "//"):
+		return Ref{}, fail.New(fail.InvalidArgument, "skopeo copy "+s+" oci:/srv/tools makes oci:/srv/tools of it",
+			"the image %q is in a registry", s)
 	case strings.Contains(s, "/"):
 		return Ref{}, fail.New(fail.InvalidArgument, "give an absolute path", "invalid image %q: it is no absolute path", s)
 	case !typed:
@@ -45,6 +53,23 @@ func ParseRef(s string) (Ref, error) {
 	return Ref{Machine: s}, nil
 }
 
+func isOCI(kind string) bool {
+	return kind == oci.Layout || kind == oci.Archive || kind == oci.DockerArchive
+}
+
+func parseOCI(kind, name string) (Ref, error) {
+	r := Ref{OCI: kind, Path: name}
+	// The tag of an archive of docker save is a name with a tag.
+	if at := strings.IndexByte(name, ':'); at >= 0 {
+		r.Path, r.Tag = name[:at], name[at+1:]
+	}
+	if !strings.HasPrefix(r.Path, "/") || strings.HasSuffix(name, ":") {
+		return Ref{}, fail.New(fail.InvalidArgument, "give an absolute path, as in "+kind+":/srv/tools:latest", "invalid image %q", kind+":"+name)
+	}
+	r.Path = path.Clean(r.Path)
+	return r, nil
+}
+
 // IsHost reports whether it is the host.
 func (r Ref) IsHost() bool { return r == Ref{} }
 
@@ -55,6 +80,10 @@ func (r Ref) String() string {
 		return host
 	case r.Machine != "" && !strings.Contains(r.Machine, ":"):
 		return anyMachine + ":" + r.Machine
+	case r.OCI != "" && r.Tag != "":
+		return r.OCI + ":" + r.Path + ":" + r.Tag
+	case r.OCI != "":
+		return r.OCI + ":" + r.Path
 	}
 	return r.Path + r.Name + r.Machine
 }

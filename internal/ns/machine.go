@@ -137,6 +137,16 @@ func (r *Root) Close() error { return r.dir.Close() }
 // are not followed (openat2(2), Linux 5.6).
 func (r *Root) Open(path string) (*os.File, error) { return r.open(path, 0) }
 
+// Exists reports whether a path leads to something.
+func (r *Root) Exists(path string) bool {
+	f, err := r.Open(path)
+	if err != nil {
+		return false
+	}
+	_ = f.Close()
+	return true
+}
+
 // Readlink returns the target of a symbolic link of the machine.
 func (r *Root) Readlink(path string) (string, error) {
 	link, err := r.open(path, unix.O_NOFOLLOW)

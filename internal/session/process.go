@@ -246,7 +246,7 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		cache = fuse.Cache{Entry: fuse.Forever, Attr: fuse.Forever, Negative: fuse.Forever}
 	}
 	var err error
-	p.fs, err = fuse.New(fuse.Options{
+	options := fuse.Options{
 		Root:     p.tools.Root,
 		Cache:    cache,
 		Writable: p.request.Info.Writable,
@@ -256,7 +256,11 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		// Off by itself where the kernel or a file cannot.
 		Passthrough: true,
 		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
-	})
+	}
+	if p.tools.Files != nil {
+		options.Files = p.tools.Files
+	}
+	p.fs, err = fuse.New(options)
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
 	}

@@ -52,6 +52,8 @@ type request struct {
 // imageRequest tells of the image, if it is not the host.
 type imageRequest struct {
 	Path    string `json:"path,omitempty"`
+	OCI     string `json:"oci,omitempty"`     // what is at Path, and
+	Tag     string `json:"tag,omitempty"`     // which image of it
 	Machine string `json:"machine,omitempty"` // its typed name; its leader is fdImage
 	Leader  int    `json:"leader,omitempty"`
 	Trusted bool   `json:"trusted,omitempty"`

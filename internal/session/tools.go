@@ -20,7 +20,7 @@ func requestImage(i *image.Image) imageRequest {
 	case i.Machine != nil:
 		return imageRequest{Machine: i.Machine.Ref(), Leader: i.Machine.Leader.PID, Trusted: i.Trusted}
 	}
-	return imageRequest{Path: i.Path, Trusted: i.Trusted}
+	return imageRequest{Path: i.Path, OCI: i.OCI, Tag: i.Tag, Trusted: i.Trusted}
 }
 
 func (r imageRequest) isHost() bool { return r == imageRequest{} }
@@ -30,7 +30,7 @@ func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.I
 	if r.Image.isHost() {
 		return nil
 	}
-	i := &image.Image{Name: r.Info.Image, Path: r.Image.Path, Trusted: r.Image.Trusted}
+	i := &image.Image{Name: r.Info.Image, Path: r.Image.Path, OCI: r.Image.OCI, Tag: r.Image.Tag, Trusted: r.Image.Trusted}
 	if r.Image.Machine != "" {
 		ref, err := machine.ParseRef(r.Image.Machine)
 		if err != nil {
@@ -45,7 +45,11 @@ func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.I
 }
 
 // imageLimit bounds how long it may take to open an image: a disk may be slow, and a file system may not answer.
-const imageLimit = 10 * time.Second
+// An OCI image is read as a whole the first time.
+const (
+	imageLimit = 10 * time.Second
+	layerLimit = 15 * time.Minute
+)
 
 // openTools opens the image with the rights of whom the session is for.
 func (p *process) openTools() error {
@@ -56,6 +60,10 @@ func (p *process) openTools() error {
 	type answer struct {
 		*image.Tree
 		err error
+	}
+	limit := imageLimit
+	if p.image != nil && p.image.OCI != "" {
+		limit = layerLimit
 	}
 	answered := make(chan answer, 1)
 	go func() {
@@ -69,10 +77,10 @@ func (p *process) openTools() error {
 		}
 		p.tools = a.Tree
 		return a.err
-	case <-time.After(imageLimit):
+	case <-time.After(limit):
 		p.stuck = true
 		return fail.New(fail.Unresponsive, "it is on a file system that does not answer",
-			"the image %q cannot be opened: it took more than %v", p.image, imageLimit)
+			"the image %q cannot be opened: it took more than %v", p.image, limit)
 	}
 }
 
@@ -82,8 +90,7 @@ func (p *process) shell(command []string) []string {
 		return command
 	}
 	for _, shell := range []string{command[0], "/bin/bash"} {
-		if f, err := p.tools.Looks.Open(shell); err == nil {
-			_ = f.Close()
+		if p.tools.Looks.Exists(shell) {
 			return append([]string{shell}, command[1:]...)
 		}
 	}

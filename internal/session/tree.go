@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/fuse"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
 )
 
@@ -33,7 +34,7 @@ type tree struct {
 // so neither the tools tree nor the machine needs to have it. Sources in the machine are opened here, as
 // O_PATH descriptors below its root, and checked to be what they should be. owner is the command's user and ttyGID
 // the group of terminals, in the host's terms.
-func newTree(root, tools *ns.Root, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
+func newTree(root *ns.Root, tools image.Looks, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
 	t := &tree{extra: map[string]fuse.Entry{}}
 	defer func() {
 		if err != nil {
@@ -275,7 +276,7 @@ func (t *tree) file(root *ns.Root, name string, standIn fuse.Entry) error {
 
 // database makes up a file of users or groups: the machine's, and after that what only the tools tree has of
 // system users, for tools that want to be somebody of their own: tcpdump is "tcpdump" once it listens.
-func (t *tree) database(root, tools *ns.Root, name, standIn string) (fuse.Entry, error) {
+func (t *tree) database(root, tools image.Looks, name, standIn string) (fuse.Entry, error) {
 	own, err := readDatabase(root, "/"+name)
 	if err != nil {
 		return fuse.Entry{}, err

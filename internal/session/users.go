@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
 )
 
@@ -50,7 +51,7 @@ func findAccount(root *ns.Root, user string) (account, error) {
 
 // readDatabase reads a machine's or a tools tree's file of users or groups. What is no regular file in its root (a fifo, a link
 // into procfs) is as good as none.
-func readDatabase(root *ns.Root, path string) (string, error) {
+func readDatabase(root image.Looks, path string) (string, error) {
 	data, err := root.ReadFile(path, databaseLimit)
 	for _, none := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.EINVAL} {
 		if errors.Is(err, none) {

@@ -1,0 +1,352 @@
+package oci
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// CacheDir is where caches are, those of each user in a directory with the uid for its name.
+const CacheDir = "/var/cache/cntr"
+
+// Cache keeps what it took time to find out, for one user's sessions, at one place:
+//
+//	layers/KEY.index     what is in a layer; KEY is made of its digests
+//	layers/KEY.data      the copy of a compressed layer
+//	files-BOOT/DIGEST    contents of files that were opened; BOOT is the boot id
+//
+// All of it can be removed at any time. Whatever is there is whole: it is written to a file without a name (O_TMPFILE),
+// which is given one at the end. What was being written when a process was killed is gone with it. Indexes and copies are
+// on the disk before they get their names. Contents of files are not, so they count until the next boot only.
+type Cache struct {
+	path  string
+	files string // name of the directory of contents
+	limit int64  // bytes; 0: see bound
+
+	mu    sync.Mutex
+	added int64 // bytes since prune
+}
+
+// cacheLimit bounds a user's cache, in bytes; the other bound is an eighth of the file system.
+const cacheLimit = 8 << 30
+
+// OpenCache makes a cache at a path, a directory that only root may have access to.
+func OpenCache(path string) (*Cache, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	c := &Cache{path: path, files: "files-" + strings.TrimSpace(string(boot))}
+	return c, c.make()
+}
+
+// UserCache opens the cache of a user.
+func UserCache(uid uint32) (*Cache, error) {
+	if err := os.MkdirAll(CacheDir, 0o755); err != nil {
+		return nil, err
+	}
+	return OpenCache(filepath.Join(CacheDir, strconv.FormatUint(uint64(uid), 10)))
+}
+
+// make makes the directories that are missing: they may be removed at any time.
+func (c *Cache) make() error {
+	for _, dir := range []string{"layers", c.files} {
+		if err := os.MkdirAll(filepath.Join(c.path, dir), 0o700); err != nil {
+			return fmt.Errorf("making the cache: %w", err)
+		}
+	}
+	return nil
+}
+
+// key names a layer as it is stored.
+func (l *layer) key() string {
+	sum := sha256.Sum256([]byte(string(l.diffID) + "\n" + string(l.blob)))
+	return "layers/" + hex.EncodeToString(sum[:])
+}
+
+// lock keeps others from looking into the same layer at the same time, until unlock. One file has a lock for each:
+// that of a byte at the place that the layer's digest says (F_OFD_SETLKW, fcntl(2)).
+func (c *Cache) lock(l *layer) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(c.path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(l.key()))
+	at := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(binary.BigEndian.Uint64(sum[:]) >> 2), Len: 1}
+	for {
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &at)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("locking the cache: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// nameless makes a file that is gone if it is not given a name.
+func (c *Cache) nameless(dir string) (*os.File, error) {
+	fd, err := unix.Open(filepath.Join(c.path, dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == unix.ENOENT { // somebody has removed the cache
+		if err := c.make(); err != nil {
+			return nil, err
+		}
+		fd, err = unix.Open(filepath.Join(c.path, dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making a file in the cache: %w", err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(c.path, dir)), nil
+}
+
+// name gives a file a name, in place of what has it.
+func (c *Cache) name(f *os.File, name string) error {
+	path := filepath.Join(c.path, name)
+	for range 3 {
+		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+		if err != unix.EEXIST {
+			return err
+		}
+		_ = os.Remove(path)
+	}
+	return nil // others have the same
+}
+
+// count notes that something was added, and makes room now and then.
+func (c *Cache) count(n int64) {
+	c.mu.Lock()
+	c.added += n
+	due := c.added > c.bound()/16
+	if due {
+		c.added = 0
+	}
+	c.mu.Unlock()
+	if due {
+		c.Prune()
+	}
+}
+
+func (c *Cache) bound() int64 {
+	if c.limit != 0 {
+		return c.limit
+	}
+	limit := int64(cacheLimit)
+	var st unix.Statfs_t
+	if unix.Statfs(c.path, &st) == nil {
+		limit = min(limit, int64(st.Blocks/8)*st.Frsize)
+	}
+	return limit
+}
+
+// Prune removes what is of an earlier boot and, if there is too much, what was not used for longest.
+func (c *Cache) Prune() {
+	type file struct {
+		path string
+		size int64
+		used time.Time
+	}
+	var list []file
+	total := int64(0)
+	dirs, _ := filepath.Glob(filepath.Join(c.path, "files-*")) // the pattern is one
+	for _, dir := range dirs {
+		if filepath.Base(dir) != c.files {
+			_ = os.RemoveAll(dir)
+		}
+	}
+	for _, dir := range []string{"layers", c.files} {
+		entries, _ := os.ReadDir(filepath.Join(c.path, dir)) // none, if somebody has removed it
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil {
+				list = append(list, file{filepath.Join(c.path, dir, e.Name()), info.Size(), info.ModTime()})
+				total += info.Size()
+			}
+		}
+	}
+	limit := c.bound()
+	if total <= limit {
+		return
+	}
+	slices.SortFunc(list, func(a, b file) int { return a.used.Compare(b.used) })
+	for _, f := range list {
+		if total <= limit-limit/4 {
+			return
+		}
+		if os.Remove(f.path) == nil {
+			total -= f.size
+		}
+	}
+}
+
+// used notes that a file was used now.
+func used(f *os.File) {
+	now := unix.NsecToTimeval(time.Now().UnixNano())
+	_ = unix.Futimes(int(f.Fd()), []unix.Timeval{now, now}) // it is removed sooner then
+}
+
+// load returns a layer's index and the file that its content is in, if the cache has them: data is nil if that is the layer
+// itself. fs.ErrNotExist: it has not, or what it has is of no use.
+func (c *Cache) load(l *layer) (x *index, data *os.File, err error) {
+	f, err := os.Open(filepath.Join(c.path, l.key()+".index"))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	var buf bytes.Buffer
+	if info, err := f.Stat(); err == nil {
+		buf.Grow(int(info.Size()) + bytes.MinRead)
+	}
+	if _, err := buf.ReadFrom(f); err != nil {
+		return nil, nil, err
+	}
+	if x, err = decodeIndex(buf.Bytes()); err != nil {
+		return nil, nil, fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
+	}
+	used(f)
+	if len(x.frames) == 0 {
+		return x, nil, nil
+	}
+	if data, err = os.Open(filepath.Join(c.path, l.key()+".data")); err != nil {
+		return nil, nil, err
+	}
+	info, err := data.Stat()
+	if err != nil || info.Size() != x.frames[len(x.frames)-1].packed {
+		_ = data.Close()
+		return nil, nil, fs.ErrNotExist
+	}
+	used(data)
+	return x, data, nil
+}
+
+// layer returns a layer's index and content, and looks into the layer if it has to.
+func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, err error) {
+	if x, data, err = c.load(&l); !errors.Is(err, fs.ErrNotExist) {
+		return x, data, err
+	}
+	unlock, err := c.lock(&l)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+	if x, data, err = c.load(&l); !errors.Is(err, fs.ErrNotExist) {
+		return x, data, err // somebody else has just done it
+	}
+	data, err = c.nameless("layers")
+	if err != nil {
+		return nil, nil, err
+	}
+	copied := *left
+	if x, err = scan(b, l, &copied, data); err != nil {
+		_ = data.Close()
+		return nil, nil, err
+	}
+	if err := c.keep(&l, x, data); err != nil {
+		_ = data.Close()
+		return nil, nil, fmt.Errorf("keeping what is in the layer: %w", err)
+	}
+	if len(x.frames) == 0 {
+		_ = data.Close()
+		data = nil
+	}
+	return x, data, nil
+}
+
+// keep writes down what was found out of a layer.
+func (c *Cache) keep(l *layer, x *index, data *os.File) error {
+	if len(x.frames) > 0 {
+		if err := data.Sync(); err != nil {
+			return err
+		}
+		if err := c.name(data, l.key()+".data"); err != nil {
+			return err
+		}
+		c.count(x.frames[len(x.frames)-1].packed)
+	}
+	f, err := c.nameless("layers")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text := x.encode()
+	if _, err := f.Write(text); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	c.count(int64(len(text)))
+	return c.name(f, l.key()+".index")
+}
+
+// content returns a file's content; write writes it, with what it does not write being zero, if the cache does not have it.
+func (c *Cache) content(e *entry, write func(io.Writer) error) (*os.File, error) {
+	digest := e.digest
+	if e.size == 0 {
+		digest = sha256.Sum256(nil)
+	}
+	name := c.files + "/" + hex.EncodeToString(digest[:])
+	if f, err := os.Open(filepath.Join(c.path, name)); err == nil {
+		if info, err := f.Stat(); err == nil && info.Size() == e.size {
+			used(f)
+			return f, nil
+		}
+		_ = f.Close()
+	}
+	f, err := c.nameless(c.files)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	w := &sparse{f: f, sum: sha256.New()}
+	if err := write(w); err != nil {
+		return nil, err
+	}
+	if w.n != e.size || !bytes.Equal(w.sum.Sum(nil), digest[:]) {
+		return nil, errors.New("it is not what it was when its layer was read first")
+	}
+	if err := f.Truncate(e.size); err != nil {
+		return nil, err
+	}
+	c.count(e.size)
+	if err := c.name(f, name); err != nil {
+		return nil, err
+	}
+	// For reading only: a descriptor for writing would keep the file from being executed.
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+}
+
+// sparse writes a file with holes where there are only zeros.
+type sparse struct {
+	f   *os.File
+	n   int64
+	sum hash.Hash
+}
+
+var zeros [32 << 10]byte
+
+func (s *sparse) Write(p []byte) (int, error) {
+	s.sum.Write(p)
+	if len(p) <= len(zeros) && len(p) >= 4096 && bytes.Equal(p, zeros[:len(p)]) {
+		s.n += int64(len(p))
+		return len(p), nil
+	}
+	n, err := s.f.WriteAt(p, s.n)
+	s.n += int64(n)
+	return n, err
+}

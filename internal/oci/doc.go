@@ -1,0 +1,29 @@
+// Package oci makes a tree of files of a container image, without unpacking it.
+//
+// An image is a list of layers, each a tar file, mostly compressed (OCI image specification; docker save has a format of
+// its own). To show its files one needs to know what is in the layers and where, and that takes reading each layer once,
+// as a whole. That is when digests are verified: of the layer as it is stored, of the tar file in it, and of every file of
+// that one is taken. What was found out is kept as the layer's index, in a directory that belongs to whoever the session
+// is for ([Cache]), so the next session reads no layer at all to begin with. What a user's images make known is never used
+// for another's.
+//
+// From the indexes one tree is made in memory ([Tree]). A file's content is read from its layer when somebody opens
+// the file, compared with its digest, and kept in the cache. A compressed layer cannot be read from its middle, so
+// the cache has a copy of it in zstd frames of one MiB; a plain one is read where it is.
+//
+// All names are names in that tree: nothing of an image ever names a file of the host. Symbolic links on the way to an
+// entry are followed in the tree, as in a root directory.
+package oci
+
+// What an image may ask for. Beyond that it is refused.
+const (
+	maxDocument = 8 << 20   // bytes of an index, a manifest, a configuration
+	maxDepth    = 4         // of indexes in indexes
+	maxLayers   = 512       // overlayfs has 500
+	maxEntries  = 2_000_000 // of all layers together
+	maxNames    = 512 << 20 // bytes of names, link targets and attributes, likewise
+	maxBytes    = 64 << 30  // bytes of files of one layer
+	maxRatio    = 250       // how many times longer than the layer its tar file may be,
+	ratioSlack  = 256 << 20 // once it is longer than this
+	maxFrames   = maxBytes >> 20
+)

@@ -1,0 +1,244 @@
+package oci
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"runtime"
+	"strings"
+)
+
+// Kinds of images, named as in containers-transports(5).
+const (
+	Layout        = "oci"
+	Archive       = "oci-archive"
+	DockerArchive = "docker-archive"
+)
+
+// Digest is the name of a blob: "sha256:" and 64 hexadecimal digits.
+type Digest string
+
+var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+func (d Digest) check() error {
+	if !digestPattern.MatchString(string(d)) {
+		return fmt.Errorf("%q is no sha256 digest", string(d))
+	}
+	return nil
+}
+
+func (d Digest) hex() string { return strings.TrimPrefix(string(d), "sha256:") }
+
+func digestOf(data []byte) Digest {
+	sum := sha256.Sum256(data)
+	return Digest("sha256:" + hex.EncodeToString(sum[:]))
+}
+
+// descriptor is the OCI content descriptor, as much of it as matters here.
+type descriptor struct {
+	MediaType   string            `json:"mediaType"`
+	Digest      Digest            `json:"digest"`
+	Size        int64             `json:"size"`
+	Annotations map[string]string `json:"annotations"`
+	Platform    *struct {
+		OS   string `json:"os"`
+		Arch string `json:"architecture"`
+	} `json:"platform"`
+}
+
+func (d *descriptor) forHere() bool {
+	return d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Arch == runtime.GOARCH
+}
+
+// manifest is an image index or an image manifest.
+type manifest struct {
+	Manifests []descriptor `json:"manifests"`
+	Config    *descriptor  `json:"config"`
+	Layers    []descriptor `json:"layers"`
+}
+
+// config is the image configuration.
+type config struct {
+	Config struct {
+		Env []string
+	} `json:"config"`
+	RootFS struct {
+		DiffIDs []Digest `json:"diff_ids"`
+	} `json:"rootfs"`
+}
+
+// layer is where a layer is and what it should be.
+type layer struct {
+	name   string // of the file
+	blob   Digest // of that; empty: not told
+	diffID Digest // of the tar file in it
+}
+
+// description is an image before its layers are looked at.
+type description struct {
+	config config
+	layers []layer
+}
+
+const refName = "org.opencontainers.image.ref.name"
+
+// describeOCI reads what a layout says of the image with a tag; without one, of the only image.
+func describeOCI(f files, tag string) (*description, error) {
+	b, err := f.open("index.json")
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	data, err := b.document()
+	if err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
+	}
+	for depth := 0; ; depth++ {
+		var m manifest
+		if err := json.Unmarshal(data, &m); err != nil {
+			return nil, fmt.Errorf("its index or manifest: %w", err)
+		}
+		if m.Config != nil {
+			return describe(f, &m)
+		}
+		if depth == maxDepth {
+			return nil, fmt.Errorf("indexes are nested more than %d deep", maxDepth)
+		}
+		next, err := m.choose(tag)
+		if err != nil {
+			return nil, err
+		}
+		tag = "" // the first index has them
+		if data, err = verified(f, next.Digest); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// choose chooses the image of an index.
+func (m *manifest) choose(tag string) (*descriptor, error) {
+	var found []*descriptor
+	var tags []string
+	for i := range m.Manifests {
+		d := &m.Manifests[i]
+		if name := d.Annotations[refName]; name != "" {
+			tags = append(tags, name)
+		}
+		if d.forHere() && (tag == "" || d.Annotations[refName] == tag) {
+			found = append(found, d)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1 && tag == "":
+		return nil, fmt.Errorf("it has several images, of which one is to be named: %q", tags)
+	case len(found) > 1:
+		return nil, fmt.Errorf("several of its images are tagged %q", tag)
+	case tag != "":
+		return nil, fmt.Errorf("none of its images for this machine is tagged %q, but %q", tag, tags)
+	}
+	return nil, fmt.Errorf("it has no image for linux/%s", runtime.GOARCH)
+}
+
+func blobName(d Digest) string { return "blobs/sha256/" + d.hex() }
+
+// verified reads a document by its digest.
+func verified(f files, d Digest) ([]byte, error) {
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	b, err := f.open(blobName(d))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	data, err := b.document()
+	if err == nil && digestOf(data) != d {
+		err = errors.New("its digest is another")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, err)
+	}
+	return data, nil
+}
+
+func describe(f files, m *manifest) (*description, error) {
+	data, err := verified(f, m.Config.Digest)
+	if err != nil {
+		return nil, err
+	}
+	d := &description{}
+	for _, l := range m.Layers {
+		if err := l.Digest.check(); err != nil {
+			return nil, err
+		}
+		d.layers = append(d.layers, layer{name: blobName(l.Digest), blob: l.Digest})
+	}
+	return d, d.configure(data)
+}
+
+// configure takes over what the configuration says.
+func (d *description) configure(data []byte) error {
+	if err := json.Unmarshal(data, &d.config); err != nil {
+		return fmt.Errorf("its configuration: %w", err)
+	}
+	ids := d.config.RootFS.DiffIDs
+	if len(ids) != len(d.layers) || len(ids) > maxLayers {
+		return fmt.Errorf("its configuration is of %d layers, and it has %d, of which up to %d will do", len(ids), len(d.layers), maxLayers)
+	}
+	for i, id := range ids {
+		if err := id.check(); err != nil {
+			return err
+		}
+		d.layers[i].diffID = id
+	}
+	return nil
+}
+
+// describeDocker reads what an archive of docker save says of the image with a name; without one, of the only image.
+func describeDocker(f files, tag string) (*description, error) {
+	b, err := f.open("manifest.json")
+	if err != nil {
+		return nil, err
+	}
+	data, err := b.document()
+	if err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
+	}
+	var list []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
+	}
+	found := -1
+	for i, m := range list {
+		match := tag == "" && len(list) == 1
+		for _, t := range m.RepoTags {
+			match = match || tag != "" && (t == tag || strings.HasSuffix(t, "/"+tag) || t == tag+":latest")
+		}
+		if match {
+			found = i
+		}
+	}
+	if found < 0 {
+		return nil, fmt.Errorf("it has %d images, and none is %q", len(list), tag)
+	}
+	if b, err = f.open(list[found].Config); err != nil {
+		return nil, err
+	}
+	if data, err = b.document(); err != nil {
+		return nil, fmt.Errorf("%s: %w", list[found].Config, err)
+	}
+	d := &description{}
+	for _, name := range list[found].Layers {
+		d.layers = append(d.layers, layer{name: name})
+	}
+	return d, d.configure(data)
+}

@@ -1,0 +1,251 @@
+package oci
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// frameSize is how much of a tar file is in a frame of its copy, in bytes.
+const frameSize = 1 << 20
+
+// counter passes on what is read, counts and digests it.
+type counter struct {
+	io.Reader
+	n   int64
+	max int64
+	sum hash.Hash
+	out io.Writer // nil: nothing else
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	c.sum.Write(p[:n]) // never fails (package hash)
+	if c.out != nil {
+		if _, err := c.out.Write(p[:n]); err != nil {
+			return n, err
+		}
+	}
+	if c.max > 0 && c.n > c.max {
+		return n, fmt.Errorf("it unpacks to more than %d bytes", c.max)
+	}
+	return n, err
+}
+
+func (c *counter) digest() Digest { return Digest("sha256:" + hex.EncodeToString(c.sum.Sum(nil))) }
+
+// decompress returns what a layer has in it, told by how it begins, and whether it was compressed.
+func decompress(r io.Reader) (plain io.ReadCloser, packed bool, err error) {
+	in := bufio.NewReaderSize(r, 256<<10)
+	magic, _ := in.Peek(6) // shorter is a matter for the tar reader
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(in)
+		return z, true, err
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18}):
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			return nil, true, err
+		}
+		return z.IOReadCloser(), true, nil
+	case bytes.HasPrefix(magic, []byte("BZh")), bytes.HasPrefix(magic, []byte("\xfd7zXZ")):
+		return nil, true, errors.New("it is compressed with something else than gzip or zstd")
+	}
+	return io.NopCloser(in), false, nil
+}
+
+// framer writes a copy of what it is given, in zstd frames.
+type framer struct {
+	w      io.Writer
+	z      *zstd.Encoder
+	buf    []byte
+	packed []byte
+	frames []frame
+	next   frame
+}
+
+func newFramer(w io.Writer) (*framer, error) {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	return &framer{w: w, z: z, buf: make([]byte, 0, frameSize)}, err
+}
+
+func (f *framer) Write(p []byte) (int, error) {
+	size := len(p)
+	for len(p) > 0 {
+		n := min(len(p), frameSize-len(f.buf))
+		f.buf, p = append(f.buf, p[:n]...), p[n:]
+		if len(f.buf) == frameSize {
+			if err := f.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return size, nil
+}
+
+func (f *framer) flush() error {
+	if len(f.buf) == 0 {
+		return nil
+	}
+	f.packed = f.z.EncodeAll(f.buf, f.packed[:0])
+	f.frames = append(f.frames, f.next)
+	f.next.plain += int64(len(f.buf))
+	f.next.packed += int64(len(f.packed))
+	f.buf = f.buf[:0]
+	_, err := f.w.Write(f.packed)
+	return err
+}
+
+// end returns where the frames are.
+func (f *framer) end() ([]frame, error) {
+	err := f.flush()
+	return append(f.frames, f.next), err
+}
+
+// budget is what an image may still have.
+type budget struct{ entries, names int }
+
+// scan reads a layer and finds out what is in it. What is compressed is copied to data, in frames.
+func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
+	stored := &counter{Reader: b.reader(), sum: sha256.New()}
+	plain, packed, err := decompress(stored)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	tarred := &counter{Reader: plain, sum: sha256.New(), max: min(maxBytes, b.size*maxRatio+ratioSlack)}
+	var f *framer
+	if packed {
+		if f, err = newFramer(data); err != nil {
+			return nil, err
+		}
+		tarred.out = f
+	}
+	x := &index{}
+	if err := x.read(tarred, left); err != nil {
+		return nil, err
+	}
+	// What comes after the end of the archive is part of the layer all the same.
+	if _, err := io.Copy(io.Discard, tarred); err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, stored); err != nil {
+		return nil, err
+	}
+	if l.blob != "" && stored.digest() != l.blob {
+		return nil, fmt.Errorf("its digest is not %s but %s", l.blob, stored.digest())
+	}
+	if tarred.digest() != l.diffID {
+		return nil, fmt.Errorf("the digest of the tar file in it is not %s but %s", l.diffID, tarred.digest())
+	}
+	if packed {
+		x.frames, err = f.end()
+	}
+	return x, err
+}
+
+const blockSize = 512 // of a tar file
+
+// read reads a tar file. in counts where it is.
+func (x *index) read(in *counter, left *budget) error {
+	total := int64(0)
+	buf := make([]byte, 256<<10)
+	for r := tar.NewReader(in); ; {
+		at := (in.n + blockSize - 1) / blockSize * blockSize
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("after %d entries: %w", len(x.entries), err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		e, err := newEntry(h, at)
+		if err != nil {
+			return err
+		}
+		left.entries--
+		left.names -= e.names()
+		if left.entries < 0 || left.names < 0 {
+			return fmt.Errorf("it has more than %d entries, or more than %d bytes of names", maxEntries, maxNames)
+		}
+		if total += e.size; e.size > maxBytes || total > maxBytes {
+			return fmt.Errorf("its files have more than %d bytes, with %q", int64(maxBytes), e.name)
+		}
+		if e.size > 0 {
+			sum := sha256.New()
+			if n, err := io.CopyBuffer(sum, r, buf); err != nil || n != e.size {
+				return fmt.Errorf("%q: %d bytes of %d: %w", e.name, n, e.size, errors.Join(err, io.ErrUnexpectedEOF))
+			}
+			sum.Sum(e.digest[:0])
+		}
+		x.entries = append(x.entries, e)
+	}
+}
+
+// newEntry takes of a header what matters.
+func newEntry(h *tar.Header, at int64) (entry, error) {
+	e := entry{
+		name: h.Name, kind: h.Typeflag, mode: uint32(h.Mode) & 0o7777, uid: uint32(h.Uid), gid: uint32(h.Gid), at: at,
+		sec: h.ModTime.Unix(), nsec: int32(h.ModTime.Nanosecond()),
+	}
+	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) >= 1<<32-1 || int64(h.Gid) >= 1<<32-1 {
+		return e, fmt.Errorf("%q has an owner that cannot be, %d:%d", h.Name, h.Uid, h.Gid)
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+		e.kind, e.size, e.mode = tar.TypeReg, h.Size, e.mode|unix.S_IFREG
+		if strings.HasSuffix(h.Name, "/") { // of old, a directory
+			e.kind, e.size, e.mode = tar.TypeDir, 0, e.mode&0o7777|unix.S_IFDIR
+		}
+	case tar.TypeDir:
+		e.mode |= unix.S_IFDIR
+	case tar.TypeSymlink:
+		e.link, e.mode = h.Linkname, unix.S_IFLNK|0o777
+		if e.link == "" || len(e.link) >= unix.PathMax || strings.IndexByte(e.link, 0) >= 0 {
+			return e, fmt.Errorf("the symbolic link %q leads nowhere", h.Name)
+		}
+	case tar.TypeLink:
+		e.link = h.Linkname
+	case tar.TypeChar:
+		e.mode |= unix.S_IFCHR
+	case tar.TypeBlock:
+		e.mode |= unix.S_IFBLK
+	case tar.TypeFifo:
+		e.mode |= unix.S_IFIFO
+	default:
+		return e, fmt.Errorf("%q is of a type that is not known, %q", h.Name, h.Typeflag)
+	}
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
+			return e, fmt.Errorf("%q is a device that cannot be, %d:%d", h.Name, h.Devmajor, h.Devminor)
+		}
+		e.rdev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	}
+	for key, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
+		// Labels are this host's affair, and overlayfs has its own bookkeeping in attributes.
+		if !ok || name == "security.selinux" || strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+			continue
+		}
+		if len(name) > unix.NAME_MAX || len(value) > 64<<10 || strings.IndexByte(name, 0) >= 0 || !strings.Contains(name, ".") {
+			return e, fmt.Errorf("%q has an attribute that cannot be, %q", h.Name, name)
+		}
+		e.xattrs = append(e.xattrs, xattr{name, value})
+	}
+	return e, nil
+}
