@@ -110,6 +110,10 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 	}
 	defer spec.Image.Close()
 	ctx, cancel := renewed(ctx)
+	if spec.Image != nil && spec.Image.OCI != "" {
+		cancel()
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callTimeout+session.LayersLimit)
+	}
 	defer cancel()
 	started, err := s.Sessions.Start(ctx, target, spec.Spec)
 	if err != nil {

@@ -45,11 +45,10 @@ func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.I
 }
 
 // imageLimit bounds how long it may take to open an image: a disk may be slow, and a file system may not answer.
-// An OCI image is read as a whole the first time.
-const (
-	imageLimit = 10 * time.Second
-	layerLimit = 15 * time.Minute
-)
+const imageLimit = 10 * time.Second
+
+// LayersLimit is the same for an OCI image, which is read as a whole the first time.
+const LayersLimit = 15 * time.Minute
 
 // openTools opens the image with the rights of whom the session is for.
 func (p *process) openTools() error {
@@ -63,7 +62,7 @@ func (p *process) openTools() error {
 	}
 	limit := imageLimit
 	if p.image != nil && p.image.OCI != "" {
-		limit = layerLimit
+		limit = LayersLimit
 	}
 	answered := make(chan answer, 1)
 	go func() {
