@@ -78,7 +78,7 @@ func ociImage(t *testing.T, format string) string {
 	must(t, "sh", "-ec", `mkdir -p /srv/images
 		podman image exists localhost/tools:latest || {
 			tar -C "$3" -c . | podman import --quiet - localhost/tools:one
-			printf 'FROM localhost/tools:one\nENV TOOLS=oci\nCOPY issue /etc/issue\n' >/srv/images/Containerfile
+			printf 'FROM localhost/tools:one\nENV PATH=/usr/bin:/usr/sbin:/opt/oci\nCOPY issue /etc/issue\n' >/srv/images/Containerfile
 			echo 'This is the image of tools.' >/srv/images/issue
 			podman build --quiet --network=none --tag localhost/tools:latest --file=/srv/images/Containerfile /srv/images
 		}
@@ -137,9 +137,13 @@ func TestToolsOfAnImage(t *testing.T) {
 			if got := succeeds(t, s.by("ls", "/proc/self/fd")...); got != "0\n1\n2\n3\n" {
 				t.Errorf("a command has descriptors %q", got)
 			}
-			// The image's own files, owners and variables.
+			// The image's own files, owners and variables; those of its configuration come before its /etc/environment.
+			path := "/usr/bin:/usr/sbin:/opt/tools"
+			if strings.HasPrefix(image, "oci:") || strings.HasPrefix(image, "docker-archive:") {
+				path = "/usr/bin:/usr/sbin:/opt/oci"
+			}
 			got := succeeds(t, s.by("sh", "-c", `cat /etc/issue; stat -c %u:%g:%a /usr/bin/gdb; echo $PATH; [ -e /usr/bin/vi ] || echo none`)...)
-			if want := "This is the image of tools.\n0:0:755\n/usr/bin:/usr/sbin:/opt/tools\nnone\n"; got != want {
+			if want := "This is the image of tools.\n0:0:755\n" + path + "\nnone\n"; got != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		})
