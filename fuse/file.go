@@ -77,9 +77,15 @@ func (fs *tree) Read(_ <-chan struct{}, in *raw.ReadIn, buf []byte) (raw.ReadRes
 	if h.n.made {
 		return readMade(h.n, in), raw.OK
 	}
+	// In volatile files a short read is not the end, and the next one may be another event.
+	return readFrom(h.fd, in, buf, h.n.mnt.flags&volatileData == 0)
+}
+
+// readFrom reads from a descriptor, and unless fill is set no more than once.
+func readFrom(fd int, in *raw.ReadIn, buf []byte, fill bool) (raw.ReadResult, raw.Status) {
 	size := 0
 	for size < len(buf) {
-		n, err := unix.Pread(h.fd, buf[size:], int64(in.Offset)+int64(size))
+		n, err := unix.Pread(fd, buf[size:], int64(in.Offset)+int64(size))
 		if err == unix.EINTR {
 			continue
 		}
@@ -90,8 +96,8 @@ func (fs *tree) Read(_ <-chan struct{}, in *raw.ReadIn, buf []byte) (raw.ReadRes
 			break
 		}
 		size += n
-		if h.n.mnt.flags&volatileData != 0 {
-			break // a short read is not the end there, and the next one may be another event
+		if !fill {
+			break
 		}
 	}
 	return raw.ReadResultData(buf[:size]), raw.OK

@@ -281,12 +281,5 @@ func (fs *imageTree) ListXAttr(_ <-chan struct{}, h *raw.InHeader, dest []byte) 
 	for _, name := range fs.files.Xattrs(n) {
 		names = append(append(names, name...), 0)
 	}
-	if uid, err := take(fs.ids.uid, h.Uid); err != nil || uid != 0 {
-		names = withoutTrusted(names)
-	}
-	if len(dest) > 0 && len(names) > len(dest) {
-		return uint32(len(names)), raw.ERANGE
-	}
-	copy(dest, names)
-	return uint32(len(names)), raw.OK
+	return fs.ids.listXattrs(h.Uid, names, dest)
 }

@@ -154,21 +154,7 @@ func (fs *imageTree) Read(_ <-chan struct{}, in *raw.ReadIn, buf []byte) (raw.Re
 	if h == nil {
 		return nil, raw.EBADF
 	}
-	size := 0
-	for size < len(buf) {
-		n, err := unix.Pread(h.fd, buf[size:], int64(in.Offset)+int64(size))
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil && size == 0 {
-			return nil, status(err)
-		}
-		if n <= 0 {
-			break
-		}
-		size += n
-	}
-	return raw.ReadResultData(buf[:size]), raw.OK
+	return readFrom(h.fd, in, buf, true)
 }
 
 // Release closes a file.

@@ -67,8 +67,12 @@ func (fs *tree) ListXAttr(_ <-chan struct{}, h *raw.InHeader, dest []byte) (uint
 	if err != nil {
 		return 0, status(err)
 	}
-	names := buf[:size]
-	if uid, err := take(fs.ids.uid, h.Uid); err != nil || uid != 0 {
+	return fs.ids.listXattrs(h.Uid, buf[:size], dest)
+}
+
+// listXattrs answers a caller's request for names, each with a NUL at its end.
+func (m *idMap) listXattrs(uid uint32, names, dest []byte) (uint32, raw.Status) {
+	if own, err := take(m.uid, uid); err != nil || own != 0 {
 		names = withoutTrusted(names)
 	}
 	if len(dest) > 0 && len(names) > len(dest) {
