@@ -175,15 +175,17 @@ demo: build bin/testhost
 
 # ---- Packages ----
 
-# Into bin/deb, built in a clean Debian 13.
-.PHONY: deb
-deb: packages
-	@packaging/build
+# Into bin/deb and bin/rpm, built in a clean Debian 13.
+.PHONY: deb rpm
+deb rpm: packages
+	@packaging/build $@
 
-# The Debian package on a test host of its own: installed, upgraded, downgraded, removed, with sessions that run.
+# Builds both once more, which must give the same bytes, and compares what they install. Then the Debian package on a test host
+# of its own: installed, upgraded, downgraded, removed, with sessions that run.
 .PHONY: test-packages
 test-packages: export TESTHOST := packages-$(checkout)
-test-packages: bin/testhost deb
+test-packages: bin/testhost deb rpm
+	@packaging/compare
 	@exec 9>bin/.test.lock; flock 9; trap 'bin/testhost down' EXIT; \
 	bin/testhost up 9>&-; \
 	bin/testhost shell bash '$(CURDIR)/packaging/test' '$(CURDIR)'/bin/deb/cntr-attach_*_$$(dpkg --print-architecture).deb
