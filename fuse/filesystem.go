@@ -294,9 +294,13 @@ func (f *FileSystem) Requests() map[string]uint64 {
 func (fs *tree) serves() error     { return fs.threads.enter() }
 func (fs *tree) locking() bool     { return true }
 func (fs *tree) passthrough() bool { return fs.opts.Passthrough }
-func (fs *tree) connect(dev int)   { fs.backing.connect(dev) }
 func (fs *tree) hangUp()           { fs.locks.stop() }
 func (fs *tree) pollHack() bool    { return fs.usesItself.Load() }
+
+func (fs *tree) connect(c *transport) {
+	fs.backing.connect(c.fd)
+	fs.locks.releases = c.releases
+}
 
 func (fs *tree) tick() {
 	fs.descs.age()

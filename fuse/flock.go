@@ -19,7 +19,7 @@ func (fs *tree) flock(cancel <-chan struct{}, h *handle, typ uint32, wait bool) 
 	others := h.s.othersFlocked(h) // before it is tried: they may let go at any time
 	err = try(file)
 	if !wait && err == unix.EWOULDBLOCK && others {
-		err = fs.locks.afterRelease(h.n, func() error { return try(file) })
+		err = fs.locks.afterRelease(func() error { return try(file) })
 	}
 	if wait && err == unix.EWOULDBLOCK {
 		err = fs.locks.wait(file, cancel, func(fd int) error { return unix.Flock(fd, how) }, try)
@@ -71,42 +71,47 @@ func (ls *locks) othersHold(n *inode, owner uint64) bool {
 	return false
 }
 
-// releaseLimit bounds how long a lock is waited for that might have been given up already. A thread of the server that is
-// about to give it up can have to wait for a CPU for some of the scheduler's slices.
-const releaseLimit = 50 * time.Millisecond
+const (
+	releaseLimit = 10 * time.Second // for a file system under the tree that takes its time to close a file
+	releaseLook  = time.Millisecond
+)
 
-// afterRelease tries to get a lock on n that others of the session hold. On a disk, their locks are gone when they have
+// afterRelease tries to get a lock that others of the session hold. On a disk, their locks are gone when they have
 // closed the file, or ended. Here the kernel sends RELEASE and does not wait for the answer: "flock -n f true; flock -n
-// f true" would fail now and then. So those who would not wait for the lock do wait for a release, shortly.
-func (ls *locks) afterRelease(n *inode, try func() error) error {
-	limit := time.NewTimer(releaseLimit)
-	defer limit.Stop()
+// f true" would fail now and then. So those who would not wait for the lock do wait for each RELEASE that was sent before.
+func (ls *locks) afterRelease(try func() error) error {
+	onTheirWay := ls.releases()
+	end := time.Now().Add(releaseLimit)
 	for {
 		ls.mu.Lock()
-		news := ls.news[n]
-		if news == nil {
-			news = make(chan struct{})
-			ls.news[n] = news
+		if ls.news == nil {
+			ls.news = make(chan struct{})
 		}
+		news := ls.news
 		ls.mu.Unlock()
+		more := onTheirWay() && time.Now().Before(end)
 		err := try() // the release may have come meanwhile
-		if err != unix.EAGAIN {
+		if err != unix.EAGAIN || !more {
 			return err
 		}
+		// The kernel does not tell that a thread went back to sleep for want of a request.
+		look := time.NewTimer(releaseLook)
 		select {
 		case <-news:
-		case <-limit.C:
+		case <-look.C:
+		case <-ls.ended:
 			return err
 		}
+		look.Stop()
 	}
 }
 
 // tell tells those in afterRelease of a release.
-func (ls *locks) tell(n *inode) {
+func (ls *locks) tell() {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if news := ls.news[n]; news != nil {
-		close(news)
-		delete(ls.news, n)
+	if ls.news != nil {
+		close(ls.news)
+		ls.news = nil
 	}
 }

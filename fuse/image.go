@@ -116,15 +116,15 @@ func (fs *imageTree) find(node uint64) (n uint32, x *extra, ok bool) {
 	return 0, nil, false
 }
 
-func (fs *imageTree) serves() error     { return fs.threads.enter() }
-func (fs *imageTree) locking() bool     { return false }
-func (fs *imageTree) passthrough() bool { return fs.wantBacking }
-func (fs *imageTree) stackDepth() int   { return fs.depth }
-func (fs *imageTree) connect(dev int)   { fs.backing.connect(dev) }
-func (fs *imageTree) tick()             { fs.end(fs.contents.age()) }
-func (fs *imageTree) hangUp()           {}
-func (fs *imageTree) pollHack() bool    { return fs.usesItself.Load() }
-func (fs *imageTree) String() string    { return "cntr" }
+func (fs *imageTree) serves() error        { return fs.threads.enter() }
+func (fs *imageTree) locking() bool        { return false }
+func (fs *imageTree) passthrough() bool    { return fs.wantBacking }
+func (fs *imageTree) stackDepth() int      { return fs.depth }
+func (fs *imageTree) connect(c *transport) { fs.backing.connect(c.fd) }
+func (fs *imageTree) tick()                { fs.end(fs.contents.age()) }
+func (fs *imageTree) hangUp()              {}
+func (fs *imageTree) pollHack() bool       { return fs.usesItself.Load() }
+func (fs *imageTree) String() string       { return "cntr" }
 
 func (fs *imageTree) close() {
 	fs.handles.closeAll()

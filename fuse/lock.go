@@ -20,9 +20,11 @@ type locks struct {
 	mu      sync.Mutex
 	owners  map[lockKey]*lockOwner
 	waiters int
-	ended   chan struct{}            // closed by stop
-	news    map[*inode]chan struct{} // closed with the next release, see afterRelease
+	ended   chan struct{} // closed by stop
+	news    chan struct{} // closed with the next release, if somebody waits for one
 	once    sync.Once
+	// releases is the transport's: whether a RELEASE may be on its way.
+	releases func() func() bool
 }
 
 type lockKey struct {
@@ -51,7 +53,6 @@ const maxWaiters = 1000 // threads that wait for locks
 func (ls *locks) init() {
 	ls.owners = make(map[lockKey]*lockOwner)
 	ls.ended = make(chan struct{})
-	ls.news = make(map[*inode]chan struct{})
 }
 
 // stop ends all waiting.
@@ -274,7 +275,7 @@ func (fs *tree) setLock(cancel <-chan struct{}, in *raw.LkIn, wait bool) raw.Sta
 	others := fs.locks.othersHold(h.n, in.Owner) // before it is tried: they may let go at any time
 	err = try(o.fd, unix.F_OFD_SETLK)
 	if !wait && err == unix.EAGAIN && others {
-		err = fs.locks.afterRelease(h.n, func() error { return try(o.fd, unix.F_OFD_SETLK) })
+		err = fs.locks.afterRelease(func() error { return try(o.fd, unix.F_OFD_SETLK) })
 	}
 	if wait && err == unix.EAGAIN {
 		err = fs.locks.wait(o.fd, cancel,

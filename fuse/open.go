@@ -220,7 +220,7 @@ func (fs *tree) Release(_ <-chan struct{}, in *raw.ReleaseIn) {
 	h.s.mu.Lock()
 	h.s.remove(h)
 	h.s.mu.Unlock()
-	fs.locks.tell(h.n)
+	fs.locks.tell()
 	fs.leave(h.s)
 }
 

@@ -40,9 +40,9 @@ type transport struct {
 	stopped atomic.Bool
 	large   buffers
 
-	mu   sync.Mutex
-	tids map[int]struct{} // threads that may be in read(2)
-	err  error
+	mu      sync.Mutex
+	servers map[*server]struct{} // threads that may be in read(2)
+	err     error
 
 	counts [64]atomic.Uint64
 }
@@ -110,9 +110,9 @@ type backend interface {
 	locking() bool     // the server decides about locks; else the kernel does
 	passthrough() bool // is asked for
 	stackDepth() int
-	connect(dev int) // before the first request
-	tick()           // once a second, on a server thread
-	hangUp()         // nobody may wait any more
+	connect(*transport) // before the first request
+	tick()              // once a second, on a server thread
+	hangUp()            // nobody may wait any more
 	pollHack() bool
 	close()
 }
@@ -140,11 +140,11 @@ func newTransport(t backend, dev *os.File) (*transport, error) {
 		return nil, fmt.Errorf("fuse device: %w", err)
 	}
 	c := &transport{
-		fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), tids: make(map[int]struct{}),
+		fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), servers: make(map[*server]struct{}),
 		unpark: make(chan struct{}), ended: make(chan struct{}),
 	}
 	c.end = sync.OnceFunc(func() { close(c.ended) })
-	t.connect(fd)
+	t.connect(c)
 	return c, nil
 }
 
@@ -196,13 +196,13 @@ func (c *transport) work() {
 		c.fail(fmt.Errorf("server thread: %w", err))
 		return
 	}
-	tid := unix.Gettid()
+	s := &server{tid: unix.Gettid()}
 	c.mu.Lock()
-	c.tids[tid] = struct{}{}
+	c.servers[s] = struct{}{}
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
-		delete(c.tids, tid)
+		delete(c.servers, s)
 		c.mu.Unlock()
 	}()
 
@@ -221,7 +221,11 @@ func (c *transport) work() {
 			}
 			continue
 		}
+		s.now(0)
 		n, err := c.read(in)
+		if err == nil {
+			s.now(opcode(in))
+		}
 		if c.waiting.Add(-1) == 0 && err == nil && opcode(in) != opForget && opcode(in) != opBatchForget {
 			c.more()
 		}
@@ -354,6 +358,7 @@ const (
 
 	opForget      = 2
 	opRead        = 15
+	opRelease     = 18
 	opGetXattr    = 22
 	opListXattr   = 23
 	opReadDir     = 28
@@ -439,11 +444,7 @@ func (c *transport) hangUp() {
 	}
 	go func() {
 		for c.running.Load() > 0 {
-			c.mu.Lock()
-			for tid := range c.tids {
-				_ = unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)
-			}
-			c.mu.Unlock()
+			c.wake(unix.SIGURG)
 			time.Sleep(time.Millisecond)
 		}
 	}()
