@@ -42,15 +42,17 @@ func commandWorkloads() []Workload {
 	for i := range all {
 		w := &all[i]
 		switch w.Name {
-		case "untar-10k", "untar-20k", "git-clone", "sqlite-commits", "sqlite-bulk", "compile", "rm-20k":
-			w.syncs = true
-			w.prepare = firstRead(w.Name)
+		case "untar-10k", "untar-20k", "git-clone", "sqlite-commits", "sqlite-bulk", "compile", "rm-20k", "git-status":
+			w.writes = true
+		}
+		if first := firstRead(w.Name); first != nil {
+			w.prepare = first
 		}
 	}
 	return all
 }
 
-// firstRead has the programs and the input of a workload in memory, without doing it.
+// firstRead has the programs and the input of a workload in memory, without doing it. Nil: it can be done twice.
 func firstRead(name string) func(p place) error {
 	return map[string]func(p place) error{
 		"untar-10k":      shell(`tar -tf $DATA/10k.tar >/dev/null`),

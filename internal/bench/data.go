@@ -20,9 +20,9 @@ const (
 // dataWorkloads read and write one large file.
 func dataWorkloads() []Workload {
 	all := []Workload{
-		reads("seq-read-128k-warm", "read 128 KiB, sequential, warm", 128*kib, 4*readSize/(128*kib), false, 0),
+		reads("seq-read-128k-warm", "read 128 KiB, sequential, warm", 128*kib, 16*readSize/(128*kib), false, 0),
 		reads("seq-read-4k-warm", "read 4 KiB, sequential, warm", 4*kib, 2*readSize/(4*kib), false, 0),
-		reads("rand-read-128k-warm", "read 128 KiB, random, warm", 128*kib, 4*readSize/(128*kib), true, 0),
+		reads("rand-read-128k-warm", "read 128 KiB, random, warm", 128*kib, 16*readSize/(128*kib), true, 0),
 		reads("rand-read-4k-warm", "read 4 KiB, random, warm", 4*kib, 2*readSize/(4*kib), true, 0),
 		reads("seq-read-128k-cold", "read 128 KiB, sequential, cold", 128*kib, readSize/(128*kib), false, 0).coldly(),
 		reads("seq-read-4k-cold", "read 4 KiB, sequential, cold", 4*kib, readSize/2/(4*kib), false, 0).coldly(),
@@ -35,10 +35,10 @@ func dataWorkloads() []Workload {
 		writes("seq-write-4k", "write 4 KiB, sequential", 4*kib, 4*writeSize/(4*kib), false, 0),
 		writes("rand-write-128k", "write 128 KiB, random", 128*kib, 8*writeSize/(128*kib), true, 0),
 		writes("rand-write-4k", "write 4 KiB, random", 4*kib, 4*writeSize/(4*kib), true, 0),
-		{Name: "new-file-128k", Title: "write a new file, 128 KiB at a time", syncs: true, run: func(p place) error {
+		{Name: "new-file-128k", Title: "write a new file, 128 KiB at a time", writes: true, run: func(p place) error {
 			return newFile(filepath.Join(p.scratch, "new"), false)
 		}},
-		{Name: "new-file-fdatasync", Title: "the same, and fdatasync", syncs: true, run: func(p place) error {
+		{Name: "new-file-fdatasync", Title: "the same, and fdatasync", writes: true, run: func(p place) error {
 			return newFile(filepath.Join(p.scratch, "new"), true)
 		}},
 		reads("direct-read-128k", "O_DIRECT read 128 KiB, sequential", 128*kib, readSize/4/(128*kib), false, unix.O_DIRECT),
@@ -78,7 +78,7 @@ func reads(name, title string, size, count int, random bool, flags int) Workload
 
 // writes writes blocks of a file that exists.
 func writes(name, title string, size, count int, random bool, flags int) Workload {
-	return Workload{Name: name, Title: title, syncs: true, run: func(p place) error {
+	return Workload{Name: name, Title: title, writes: true, run: func(p place) error {
 		return blocks(filepath.Join(p.work, "big"), unix.O_WRONLY|flags, size, count, writeSize/size, random, unix.Pwrite)
 	}, prepare: func(p place) error {
 		if flags&unix.O_DIRECT != 0 {

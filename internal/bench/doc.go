@@ -14,7 +14,7 @@
 //	   │  a line for each step, over pipes
 //	   ├──► bench work    native   on the test host itself
 //	   ├──► bench work    bind     chroot to a recursive bind mount of /, in a mount namespace of its own
-//	   ├──► bench work    ours     cntr-attach --writable deb -- …
+//	   ├──► bench work    ours     cntr-attach deb -- …, with --writable for workloads that write
 //	   └──► bench work    cntr     cntr attach LEADER -- …
 //
 // The worker is one static program at one path, which is the same file in all four settings. It takes the time of each

@@ -35,7 +35,7 @@ func fileWorkloads() []Workload {
 			return repeat(treeFiles, func(i int) error { return readWhole(treeFile(p, i), buf) })
 		}},
 		{
-			Name: "postmark", Title: "PostMark-like: 1,000 small files, 4,000 transactions", syncs: true,
+			Name: "postmark", Title: "PostMark-like: 1,000 small files, 4,000 transactions", writes: true,
 			prepare: func(place) error { return nil }, run: func(p place) error { return postmark(p.scratch) },
 		},
 	}

@@ -34,7 +34,7 @@ func (b *bench) measureMemory(files int) ([]Memory, error) {
 		return nil, err
 	}
 	b.stop(Ours)
-	w, err := b.worker(Ours)
+	w, err := b.worker(Ours, false)
 	if err != nil {
 		return nil, err
 	}

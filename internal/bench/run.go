@@ -144,7 +144,7 @@ func (b *bench) measure(s Setting, w *Workload) (time.Duration, error) {
 
 // within prepares a workload, calls what runs it, and cleans up.
 func (b *bench) within(s Setting, w *Workload, f func(do func(step string) (time.Duration, error)) error) error {
-	worker, err := b.worker(s)
+	worker, err := b.worker(s, w.writes)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func (b *bench) within(s Setting, w *Workload, f func(do func(step string) (time
 	if _, err := worker.do("prepare", w.Name, scratch); err != nil {
 		return err
 	}
-	if w.syncs || w.cold {
+	if w.writes || w.cold {
 		if err := syncFS(); err != nil {
 			return err
 		}
@@ -178,11 +178,12 @@ func (b *bench) within(s Setting, w *Workload, f func(do func(step string) (time
 }
 
 // worker returns the setting's worker, which is started if need be.
-func (b *bench) worker(s Setting) (*worker, error) {
-	if w := b.workers[s]; w != nil {
+func (b *bench) worker(s Setting, writes bool) (*worker, error) {
+	if w := b.workers[s]; w != nil && w.writes == writes {
 		return w, nil
 	}
-	w, err := s.start(b.program, "work")
+	b.stop(s)
+	w, err := s.start(writes, b.program, "work")
 	if err != nil {
 		return nil, err
 	}

@@ -31,14 +31,15 @@ var Settings = [...]Setting{Native, Bind, Ours, Cntr}
 // machine is the one that sessions are attached to: booted, without a user namespace.
 const machine = "deb"
 
-// command is what starts a program in the setting, with pipes.
-func (s Setting) command(program ...string) []string {
+// command is what starts a program in the setting, with pipes. Our sessions are read-only unless it has to write, as
+// they are for everybody.
+func (s Setting) command(writes bool, program ...string) []string {
 	switch s {
 	case Bind:
 		return append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `
 			root=/run/bench-bind; mkdir -p $root && mount --rbind / $root && exec chroot $root "$@"`, "sh"}, program...)
 	case Ours:
-		return append([]string{"cntr-attach", "--quiet", "--pipe", "--writable", machine, "--"}, program...)
+		return append([]string{"cntr-attach", "--quiet", "--pipe", fmt.Sprintf("--writable=%t", writes), machine, "--"}, program...)
 	case Cntr:
 		return append([]string{"sh", "-c", `
 			leader=$(machinectl show --property=Leader --value ` + machine + `) || exit
@@ -51,6 +52,7 @@ func (s Setting) command(program ...string) []string {
 // A worker is a worker process in a setting, as seen by those who tell it what to do.
 type worker struct {
 	setting Setting
+	writes  bool
 	device  uint64 // of its root directory
 	cmd     *exec.Cmd
 	in      io.WriteCloser
@@ -59,8 +61,8 @@ type worker struct {
 }
 
 // start starts a worker. Program is how it is started by hand: a path that all settings have, and arguments.
-func (s Setting) start(program ...string) (*worker, error) {
-	argv := s.command(program...)
+func (s Setting) start(writes bool, program ...string) (*worker, error) {
+	argv := s.command(writes, program...)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + searchPath, "HOME=/root", "LANG=C.UTF-8", "SHELL=/bin/sh"}
@@ -97,7 +99,7 @@ func (s Setting) start(program ...string) (*worker, error) {
 		close(lines)
 		done <- cmd.Wait()
 	}()
-	w := &worker{setting: s, cmd: cmd, in: in, lines: lines, done: done}
+	w := &worker{setting: s, writes: writes, cmd: cmd, in: in, lines: lines, done: done}
 	text, err := w.read(20 * time.Second)
 	if err == nil {
 		device, ok := strings.CutPrefix(text, "ready ")

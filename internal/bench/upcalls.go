@@ -64,11 +64,11 @@ func Counted() []Workload {
 		{Name: "count-walk", Title: "find with sizes, each entry, first", Ops: walked, prepare: nothing, run: walk},
 		{Name: "count-walk-again", Title: "find with sizes, each entry, again at once", Ops: walked, run: walk},
 		{Name: "count-walk-later", Title: "find with sizes, each entry, again later", Ops: walked, pause: lapse, run: walk},
-		{Name: "count-create", Title: "create, write 1 KiB, close", Ops: countedFiles, prepare: nothing, run: makes},
-		{Name: "count-unlink", Title: "unlink", Ops: countedFiles, prepare: makes, run: func(p place) error {
+		{Name: "count-create", Title: "create, write 1 KiB, close", Ops: countedFiles, writes: true, prepare: nothing, run: makes},
+		{Name: "count-unlink", Title: "unlink", Ops: countedFiles, writes: true, prepare: makes, run: func(p place) error {
 			return repeat(countedFiles, func(i int) error { return unix.Unlink(file(p, i)) })
 		}},
-		{Name: "count-write", Title: "write 4 KiB to an open file", Ops: countedFiles, prepare: nothing, run: func(p place) error {
+		{Name: "count-write", Title: "write 4 KiB to an open file", Ops: countedFiles, writes: true, prepare: nothing, run: func(p place) error {
 			return blocks(filepath.Join(p.work, "big"), unix.O_RDWR|unix.O_CREAT, 4*kib, countedFiles, countedFiles, false, unix.Pwrite)
 		}},
 		{

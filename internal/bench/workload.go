@@ -16,9 +16,9 @@ type Workload struct {
 	Bar   float64 // the most that ours may take, in times of native; 0: no more than cntr
 	Ops   int     // how often it does what it is named after, for counts per operation
 
-	cold  bool          // no caches
-	pause time.Duration // between preparation and run: more than what is believed for a second
-	syncs bool          // write back what is dirty before it runs
+	cold   bool          // no caches
+	pause  time.Duration // between preparation and run: more than what is believed for a second
+	writes bool          // the session is writable; what is dirty is written back before it runs
 
 	// host prepares the scratch directory from the host's side, before anybody in the setting has seen it.
 	host func(p place) error
