@@ -82,10 +82,12 @@ type FileSystem struct {
 	tree *tree   // nil with Options.Files
 	ops  backend // what is served
 
-	mu     sync.Mutex
-	conn   *transport
-	closed bool
-	once   sync.Once // releases the tree
+	mu      sync.Mutex
+	conn    *transport
+	closed  bool
+	serving chan struct{} // closed by begun
+	begun   func()        // the first Serve has set conn, or failed to
+	once    sync.Once     // releases the tree
 }
 
 // tree is the inodes and operations. It implements go-fuse's RawFileSystem.
@@ -119,7 +121,7 @@ func New(o Options) (*FileSystem, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &FileSystem{ops: ops}, nil
+		return newFileSystem(nil, ops), nil
 	}
 	if o.Root == nil {
 		return nil, errors.New("no root given")
@@ -156,7 +158,12 @@ func New(o Options) (*FileSystem, error) {
 		unix.Close(threads.procFD)
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}
-	return &FileSystem{tree: t, ops: t}, nil
+	return newFileSystem(t, t), nil
+}
+
+func newFileSystem(t *tree, ops backend) *FileSystem {
+	serving := make(chan struct{})
+	return &FileSystem{tree: t, ops: ops, serving: serving, begun: sync.OnceFunc(func() { close(serving) })}
 }
 
 func (c Cache) withDefaults() Cache {
@@ -230,12 +237,12 @@ func (f *FileSystem) Serve(dev *os.File) error {
 		return errors.New("file system is being served already")
 	}
 	conn, err := newTransport(f.ops, dev)
-	if err != nil {
-		f.mu.Unlock()
-		return err
-	}
 	f.conn = conn
 	f.mu.Unlock()
+	f.begun()
+	if err != nil {
+		return err
+	}
 
 	err = conn.serve()
 	f.release()

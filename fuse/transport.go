@@ -34,6 +34,8 @@ type transport struct {
 	running atomic.Int32  // threads
 	parked  atomic.Int32  // of them
 	growing atomic.Bool   // grow is about to be called
+	fixed   atomic.Bool   // no more threads are started, see reserve
+	lockers chan []byte   // requests that wait for locks, once fixed
 	unpark  chan struct{} // received from by parked threads
 	end     func()        // closes ended
 	ended   chan struct{}
@@ -141,7 +143,7 @@ func newTransport(t backend, dev *os.File) (*transport, error) {
 	}
 	c := &transport{
 		fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), servers: make(map[*server]struct{}),
-		unpark: make(chan struct{}), ended: make(chan struct{}),
+		unpark: make(chan struct{}), ended: make(chan struct{}), lockers: make(chan []byte),
 	}
 	c.end = sync.OnceFunc(func() { close(c.ended) })
 	t.connect(c)
@@ -152,7 +154,7 @@ func newTransport(t backend, dev *os.File) (*transport, error) {
 func (c *transport) serve() error {
 	done := make(chan struct{})
 	go c.tick(done)
-	c.start()
+	c.start(func() {})
 	c.workers.Wait()
 	close(done)
 	c.large.close()
@@ -180,19 +182,21 @@ func (c *transport) tick(done <-chan struct{}) {
 	}
 }
 
-// start starts a server thread.
-func (c *transport) start() {
+// start starts a server thread, which calls ready.
+func (c *transport) start(ready func()) {
 	c.running.Add(1)
 	c.workers.Add(1)
-	go c.work()
+	go c.work(ready)
 }
 
 // work is a server thread. It never unlocks its thread, so that the runtime ends it with the goroutine: its
 // credentials and its working directory are nothing for other goroutines.
-func (c *transport) work() {
+func (c *transport) work(ready func()) {
 	defer c.workers.Done()
 	defer c.running.Add(-1)
-	if err := c.tree.serves(); err != nil {
+	err := c.tree.serves()
+	ready()
+	if err != nil {
 		c.fail(fmt.Errorf("server thread: %w", err))
 		return
 	}
@@ -214,7 +218,7 @@ func (c *transport) work() {
 	defer c.large.put(in)
 	out := make([]byte, smallBuf)
 	for {
-		if c.waiting.Add(1) > maxWaiting {
+		if c.waiting.Add(1) > maxWaiting && !c.fixed.Load() {
 			// Those that were waiting may have got requests, and have counted this thread as one that waits.
 			if c.waiting.Add(-1) >= maxWaiting && !c.park() {
 				return
@@ -238,14 +242,7 @@ func (c *transport) work() {
 		}
 		if opcode(in) == opSetLkw {
 			// Waits for a lock for as long as it takes. Others must not wait with it.
-			req := append([]byte(nil), in[:n]...)
-			c.workers.Add(1)
-			go func() {
-				defer c.workers.Done()
-				if err := c.tree.serves(); err == nil {
-					c.handle(req, make([]byte, 4096))
-				}
-			}()
+			c.lockLater(append([]byte(nil), in[:n]...), out)
 			continue
 		}
 		if answerSize(in[:n]) <= smallBuf {
@@ -283,8 +280,11 @@ func (c *transport) more() {
 		return
 	default: // none is parked
 	}
+	if c.fixed.Load() {
+		return
+	}
 	if c.running.Load() < quickly {
-		c.start()
+		c.start(func() {})
 		return
 	}
 	// So many are rarely all slow at once. Bursts of requests must not end up as thousands of threads.
@@ -297,11 +297,11 @@ func (c *transport) more() {
 func (c *transport) grow() {
 	defer c.workers.Done()
 	c.growing.Store(false)
-	if c.waiting.Load() > 0 || c.stopped.Load() {
+	if c.waiting.Load() > 0 || c.stopped.Load() || c.fixed.Load() {
 		return
 	}
 	if n := c.running.Load(); n > 0 && n < maxThreads {
-		c.start()
+		c.start(func() {})
 		c.more()
 	}
 }

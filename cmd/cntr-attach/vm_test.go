@@ -197,6 +197,34 @@ func TestLimitsHold(t *testing.T) {
 	if o := attachTo(t, "-p", "TasksMax=60", userns, "sh", "-c", many); o.code != 2 || !strings.Contains(o.stderr, "Cannot fork") {
 		t.Errorf("TasksMax: %+v", o)
 	}
+	// With nothing left, the session itself goes on.
+	const full = `
+import os, signal
+children = []
+try:
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+except BlockingIOError:
+    pass
+files = 0
+for where, _, names in os.walk("/usr/share"):
+    for name in names[:3]:
+        path = os.path.join(where, name)
+        if os.path.isfile(path):
+            open(path, "rb").read(1)
+            files += 1
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+print(len(children) > 3, files > 100)
+`
+	for range 3 {
+		if o := attachTo(t, "-p", "TasksMax=60", userns, "python3", "-c", full); o.code != 0 || o.stdout != "True True\n" {
+			t.Errorf("work without a task left: %+v", o)
+		}
+	}
 	if o := attachTo(t, "-p", "TasksMax=5", userns, "true"); o.code != 125 || !strings.Contains(o.stderr, "TasksMax=") {
 		t.Errorf("TasksMax too low: %+v", o)
 	}

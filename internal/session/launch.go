@@ -130,8 +130,12 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 			return nil, err
 		}
 	}
+	room, err := checkTasks(s.PID)
+	if err != nil && s.Process.Alive() {
+		return nil, err
+	}
 	// A session process that found something wrong has ended by now, and told why.
-	_ = lines.Encode(proceed{})
+	_ = lines.Encode(proceed{FewTasks: room >= 0 && room < fewTasks})
 	s.Terminal, err = receiveReply(control)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("starting the session: %w", ctx.Err())
@@ -201,7 +205,7 @@ func (l *Launcher) scope(ctx context.Context, s *Session, properties []units.Pro
 	if err != nil {
 		return fmt.Errorf("making the session's scope: %w", err)
 	}
-	return checkTasks(s.PID)
+	return nil
 }
 
 // newID returns 8 hexadecimal digits.

@@ -152,8 +152,12 @@ func (p *process) start() (*ns.Process, error) {
 		return nil, err
 	}
 	// Everything so far could be done while systemd makes the scope. From here on children are born.
-	if err := p.lines.Decode(&proceed{}); err != nil {
+	var told proceed
+	if err := p.lines.Decode(&told); err != nil {
 		return nil, fmt.Errorf("waiting to proceed: %w", err)
+	}
+	if told.FewTasks {
+		p.reserve()
 	}
 	if p.members, err = ownMembers(p.request.Scope, p.leader.PID); err != nil {
 		return nil, err

@@ -60,7 +60,9 @@ type imageRequest struct {
 }
 
 // proceed is the second line: the process is where it belongs, and may fork.
-type proceed struct{}
+type proceed struct {
+	FewTasks bool `json:"fewtasks,omitempty"` // the session's command may use up all that it may have
+}
 
 // reply is the session process's only line: the command runs, or why it does not. The master of the
 // terminal comes along with the first byte.
