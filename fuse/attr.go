@@ -28,11 +28,22 @@ func (fs *tree) fill(n *inode, stx *unix.Statx_t, a *raw.Attr) {
 }
 
 // attrTimeout is how long attributes may be believed. Files whose size says nothing are asked for each time.
-func (fs *tree) attrTimeout(n *inode) time.Duration {
+func (fs *tree) attrTimeout(n *inode, b belief) time.Duration {
 	if n.mnt != nil && n.mnt.flags&volatileData != 0 {
 		return 0
 	}
-	return fs.cache.Attr
+	if !n.told.Load() && n.watch.Load() == nil {
+		b = 0
+	}
+	return fs.timeout(fs.cache.Attr, b)
+}
+
+// timeout is how long an answer may be believed that is believed for so long without a watcher.
+func (fs *tree) timeout(without time.Duration, b belief) time.Duration {
+	if fs.watcher.holds(b) {
+		return max(without, fs.opts.Watch)
+	}
+	return without
 }
 
 // GetAttr is stat(2).
@@ -56,11 +67,12 @@ func (fs *tree) getattr(n *inode, fh uint64, hasFh bool, out *raw.AttrOut) raw.S
 		return status(err)
 	}
 	defer l.release()
+	b := fs.watcher.now()
 	var stx unix.Statx_t
 	if err := statFD(l.fd, &stx); err != nil {
 		return status(err)
 	}
-	out.SetTimeout(fs.attrTimeout(n))
+	out.SetTimeout(fs.attrTimeout(n, b))
 	fs.fill(n, &stx, &out.Attr)
 	return raw.OK
 }
@@ -93,7 +105,7 @@ func (fs *tree) Statx(_ <-chan struct{}, in *raw.StatxIn, out *raw.StatxOut) raw
 	out.Mask &= unix.STATX_BASIC_STATS | unix.STATX_BTIME
 	out.Ino, out.Uid, out.Gid = a.Ino, a.Uid, a.Gid
 	out.Mode, out.Nlink, out.Size, out.Blocks, out.Blksize = uint16(a.Mode), a.Nlink, a.Size, a.Blocks, a.Blksize
-	out.SetTimeout(fs.attrTimeout(n))
+	out.SetTimeout(fs.attrTimeout(n, 0))
 	return raw.OK
 }
 

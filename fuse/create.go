@@ -106,7 +106,7 @@ func (fs *tree) entered(dir *inode, dirfd int, name string, err error, out *raw.
 	if err != nil {
 		return status(err)
 	}
-	return status(fs.lookupChild(dir, dirfd, name, out))
+	return status(fs.lookupChild(dir, dirfd, name, 0, out))
 }
 
 // Mkdir is mkdir(2).

@@ -50,16 +50,22 @@ func (fs *tree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw
 	}
 	fs.handles.add(h)
 	out.Fh = h.fh
-	out.OpenFlags = fs.dirCacheFlags()
+	out.OpenFlags = fs.dirCacheFlags(h)
 	return raw.OK
 }
 
 // dirCacheFlags says whether the kernel may keep the list of names. It drops the list when the directory's time of
 // change moves, but a kept list does not renew what is known of each entry, while READDIRPLUS does. So keeping
 // pays only if entries are believed for long.
-func (fs *tree) dirCacheFlags() uint32 {
+func (fs *tree) dirCacheFlags(h *handle) uint32 {
+	const keep = raw.FOPEN_CACHE_DIR | raw.FOPEN_KEEP_CACHE
 	if fs.cache.Entry >= minDirCache && fs.cache.Attr >= minDirCache {
-		return raw.FOPEN_CACHE_DIR | raw.FOPEN_KEEP_CACHE
+		return keep
+	}
+	if h.fd >= 0 && fs.believe(h.n, h.fd) != 0 {
+		if at := h.n.watch.Load().listed.Load(); at == 0 || fs.recently(at) {
+			return keep
+		}
 	}
 	return 0
 }
@@ -74,6 +80,12 @@ func (fs *tree) ReadDir(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntryList
 
 // ReadDirPlus lists names and looks each of them up.
 func (fs *tree) ReadDirPlus(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntryList) raw.Status {
+	var b belief
+	if h := fs.handles.get(in.Fh); h != nil && h.fd >= 0 {
+		if b = fs.believe(h.n, h.fd); b != 0 && in.Offset == 0 {
+			h.n.watch.Load().listed.Store(time.Now().UnixNano())
+		}
+	}
 	return fs.readDir(in, func(h *handle, e raw.DirEntry) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
@@ -82,7 +94,7 @@ func (fs *tree) ReadDirPlus(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntry
 		if e.Name == "." || e.Name == ".." {
 			return true // the kernel wants no lookups of these
 		}
-		if err := fs.lookupChild(h.n, h.fd, e.Name, entry); err != nil {
+		if err := fs.lookupChild(h.n, h.fd, e.Name, b, entry); err != nil {
 			// Gone since, or not for us: node id 0 lets the kernel ask when it needs to know.
 			*entry = raw.EntryOut{}
 			return true

@@ -46,6 +46,10 @@ type Options struct {
 	// Cache says how long the kernel may believe what it was told.
 	Cache Cache
 
+	// Watch has changes of the tree told by the kernel (fanotify(7); needs Linux 6.2), and what can be seen that way believed
+	// for so long, if that is longer than Cache says. 0: not at all. With Writable it means nothing.
+	Watch time.Duration
+
 	// Passthrough lets the kernel read, write and map the tree's files itself where it can (Linux 6.9). It falls
 	// back to the server file by file.
 	Passthrough bool
@@ -66,6 +70,8 @@ type Cache struct {
 const (
 	// DefaultTimeout is for the trees of live hosts.
 	DefaultTimeout = time.Second
+	// WatchTimeout is for Options.Watch. It bounds what a lost event can do.
+	WatchTimeout = time.Minute
 	// Forever is for trees that nobody changes.
 	Forever = 100 * 365 * 24 * time.Hour
 )
@@ -106,6 +112,7 @@ type tree struct {
 	extras  extras
 	backing backing
 	locks   locks
+	watcher *watcher
 	started time.Time
 
 	rootType int64 // of the root's file system, as statfs(2) names it
@@ -146,6 +153,7 @@ func New(o Options) (*FileSystem, error) {
 		inodes:        newTable(),
 		mounts:        newMounts(threads),
 		threads:       threads,
+		watcher:       newWatcher(o.Watch > 0 && !o.Writable),
 		started:       time.Now(),
 		gen:           generation(),
 	}
@@ -156,6 +164,7 @@ func New(o Options) (*FileSystem, error) {
 	t.locks.init()
 	if err := threads.run(func() error { return t.addRoot(o.Root, top) }); err != nil {
 		unix.Close(threads.procFD)
+		t.watcher.close()
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}
 	return newFileSystem(t, t), nil
@@ -278,6 +287,7 @@ func (fs *tree) close() {
 	fs.handles.closeAll()
 	_ = fs.threads.run(func() error { fs.closeOpens(); return nil })
 	fs.locks.closeAll()
+	fs.watcher.close()
 	fs.inodes.each(func(n *inode) {
 		fs.descs.drop(n)
 		if n.mnt != nil {
@@ -307,6 +317,10 @@ func (fs *tree) pollHack() bool    { return fs.usesItself.Load() }
 func (fs *tree) connect(c *transport) {
 	fs.backing.connect(c.fd)
 	fs.locks.releases = c.releases
+	if fs.watcher.group >= 0 {
+		fs.watcher.sender.Store(c)
+		c.also(fs.watch, fs.watcher.wake)
+	}
 }
 
 func (fs *tree) tick() {

@@ -24,16 +24,18 @@ type inoKey struct {
 type inode struct {
 	key
 	node    uint64
-	nlookup uint64                // how often the kernel was told of this inode; guarded by table.mu
-	next    *inode                // with the same number on the same mount; guarded by table.mu
-	birth   int64                 // see birthOf; guarded by table.mu
-	desc    *desc                 // a descriptor, if there is one; guarded by descs.mu
-	place   *place                // of one without a handle; guarded by descs.mu
-	extra   atomic.Pointer[extra] // entries made up below this directory, or, with made, the entry that this is
-	stamp   atomic.Uint64         // of size and times when it was last opened, see unchanged
-	kind    uint32                // S_IFMT of the mode; never changes
-	pinned  bool                  // desc is kept until the inode is forgotten; guarded by descs.mu
-	made    bool                  // exists in memory only
+	nlookup uint64                  // how often the kernel was told of this inode; guarded by table.mu
+	next    *inode                  // with the same number on the same mount; guarded by table.mu
+	birth   int64                   // see birthOf; guarded by table.mu
+	desc    *desc                   // a descriptor, if there is one; guarded by descs.mu
+	place   *place                  // of one without a handle; guarded by descs.mu
+	extra   atomic.Pointer[extra]   // entries made up below this directory, or, with made, the entry that this is
+	watch   atomic.Pointer[watched] // a directory of which the host's changes are seen
+	stamp   atomic.Uint64           // of size and times when it was last opened, see unchanged
+	told    atomic.Bool             // a file whose changes are seen, by way of its directory
+	kind    uint32                  // S_IFMT of the mode; never changes
+	pinned  bool                    // desc is kept until the inode is forgotten; guarded by descs.mu
+	made    bool                    // exists in memory only
 }
 
 func (n *inode) isDir() bool { return n.kind == unix.S_IFDIR }
@@ -126,6 +128,9 @@ func (fs *tree) knownChild(dir *inode, fd int, name string, stx *unix.Statx_t) (
 func (fs *tree) forget(node, nlookup uint64) {
 	if n := fs.inodes.forget(node, nlookup); n != nil {
 		fs.descs.drop(n)
+		if n.watch.Load() != nil {
+			fs.unwatch(n)
+		}
 		if s := fs.opens.drop(n); s != nil {
 			fs.end(s)
 		}

@@ -15,6 +15,7 @@ func (fs *tree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw
 		return raw.Status(unix.ESTALE)
 	}
 	var err error
+	var b belief
 	switch {
 	case name == ".":
 		err = fs.lookupSelf(dir, out)
@@ -23,26 +24,27 @@ func (fs *tree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw
 	case !validName(name):
 		return raw.EINVAL
 	case dir.made:
-		err = fs.lookupChild(dir, -1, name, out)
+		err = fs.lookupChild(dir, -1, name, b, out)
 	default:
 		d, e := fs.descs.borrow(dir)
 		if e != nil {
 			return status(e)
 		}
-		err = fs.lookupChild(dir, d.fd, name, out)
+		b = fs.believe(dir, d.fd)
+		err = fs.lookupChild(dir, d.fd, name, b, out)
 		fs.descs.put(d)
 	}
-	if err == unix.ENOENT && fs.cache.Negative > 0 {
+	if timeout := fs.timeout(fs.cache.Negative, b); err == unix.ENOENT && timeout > 0 {
 		// An answer with node id 0 is an ENOENT that the kernel may remember.
 		*out = raw.EntryOut{}
-		out.SetEntryTimeout(fs.cache.Negative)
+		out.SetEntryTimeout(timeout)
 		return raw.OK
 	}
 	return status(err)
 }
 
 // lookupChild fills out for a name in a directory, of which fd is a descriptor, and counts one lookup.
-func (fs *tree) lookupChild(dir *inode, fd int, name string, out *raw.EntryOut) error {
+func (fs *tree) lookupChild(dir *inode, fd int, name string, b belief, out *raw.EntryOut) error {
 	x := dir.child(name)
 	if x != nil && (dir.made || fs.isMade(x)) {
 		fs.enterMade(x, out)
@@ -67,7 +69,13 @@ func (fs *tree) lookupChild(dir *inode, fd int, name string, out *raw.EntryOut) 
 	if x != nil {
 		n.extra.Store(x)
 	}
+	if n.mnt != dir.mnt {
+		b = 0 // the mount may go
+	}
+	n.told.Store(b != 0 && !n.isDir() && stx.Nlink == 1)
 	fs.enter(n, &stx, out)
+	out.SetEntryTimeout(fs.timeout(fs.cache.Entry, b))
+	out.SetAttrTimeout(fs.attrTimeout(n, b))
 	return nil
 }
 
@@ -176,7 +184,7 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 func (fs *tree) enter(n *inode, stx *unix.Statx_t, out *raw.EntryOut) {
 	*out = raw.EntryOut{NodeId: n.node, Generation: fs.gen}
 	out.SetEntryTimeout(fs.cache.Entry)
-	out.SetAttrTimeout(fs.attrTimeout(n))
+	out.SetAttrTimeout(fs.attrTimeout(n, 0))
 	fs.fill(n, stx, &out.Attr)
 }
 

@@ -40,6 +40,7 @@ type transport struct {
 	end     func()        // closes ended
 	ended   chan struct{}
 	stopped atomic.Bool
+	offers  atomic.Uint64 // what the kernel said in INIT that it can do
 	large   buffers
 
 	mu      sync.Mutex
@@ -180,6 +181,21 @@ func (c *transport) tick(done <-chan struct{}) {
 			c.tree.tick()
 		}
 	}
+}
+
+// also runs f on a server thread, besides the requests. When the connection ends, stop is called, and f must return.
+func (c *transport) also(f, stop func()) {
+	c.workers.Add(1)
+	go func() {
+		defer c.workers.Done()
+		if c.tree.serves() == nil {
+			f()
+		}
+	}()
+	go func() {
+		<-c.ended
+		stop()
+	}()
 }
 
 // start starts a server thread, which calls ready.
@@ -357,6 +373,7 @@ const (
 	headerSize = 40
 
 	opForget      = 2
+	opInit        = 26
 	opRead        = 15
 	opRelease     = 18
 	opGetXattr    = 22
@@ -375,6 +392,9 @@ func nodeID(req []byte) uint64 { return binary.NativeEndian.Uint64(req[16:]) }
 func (c *transport) handle(req, out []byte) {
 	op := opcode(req)
 	c.counts[op%uint32(len(c.counts))].Add(1)
+	if op == opInit && len(req) >= headerSize+20 { // struct fuse_init_in: flags and flags2
+		c.offers.Store(uint64(binary.NativeEndian.Uint32(req[headerSize+12:])) | uint64(binary.NativeEndian.Uint32(req[headerSize+16:]))<<32)
+	}
 	var n int
 	st := raw.ENOENT
 	if nodeID(req) != rootNode || !bytes.Contains(req[headerSize:], pollHack) || c.tree.pollHack() {

@@ -257,8 +257,9 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		IDs:      ids,
 		Caller:   p.request.Caller.credential(),
 		Extra:    p.tree.extra,
-		// Off by itself where the kernel or a file cannot.
+		// Off by themselves where the kernel or a file cannot.
 		Passthrough: true,
+		Watch:       fuse.WatchTimeout,
 		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
 	}
 	if p.tools.Files != nil {

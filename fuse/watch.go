@@ -1,0 +1,345 @@
+package fuse
+
+import (
+	"encoding/binary"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A watcher is told by the host's kernel what changes in the tree (fanotify(7)), and tells the session's kernel what to ask
+// for again. So names and attributes can be believed for long that would otherwise be asked for each second.
+//
+// Watched are directories, each from before the first thing in it is told: a mark on the inode of a directory tells of its
+// names, and of attributes and content of what is in it. A mark on a whole file system would make all of the host's writers pay. What
+// cannot be seen that way is believed no longer than without a watcher: files with several names, which may be changed by way
+// of another directory; file systems that are changed elsewhere, as by an NFS server; whatever is beyond maxWatched.
+//
+// An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
+// until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
+// made, and what expires does so twice, with a pause. At the very worst, an answer is believed for Options.Watch.
+type watcher struct {
+	group int // of fanotify; -1: there is none
+	stop  int // eventfd(2)
+
+	mu   sync.Mutex
+	dirs map[string][]*inode // watched directories, by file system and handle; several where it is mounted several times
+
+	rounds atomic.Uint64 // of events that were read
+	busy   atomic.Bool   // events are being handled
+	sender atomic.Pointer[transport]
+	again  [][]byte          // notifications to be sent once more
+	mounts map[string]string // mount points by mount number
+	points map[string]int    // mount points whose names are to expire, and how often that is still tried
+}
+
+// watched is what there is to know of a watched directory.
+type watched struct {
+	listed atomic.Int64 // when the kernel last began to read it whole, in nanoseconds since 1970; 0: never
+}
+
+// belief is what an answer is based on: a round of events. 0: there are none.
+type belief uint64
+
+const (
+	maxWatched = 1 << 14 // directories; the kernel keeps each in memory
+	expireGap  = 10      // milliseconds
+
+	watchedEvents = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO | unix.FAN_ATTRIB |
+		unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE | unix.FAN_ONDIR | unix.FAN_EVENT_ON_CHILD
+	nameEvents = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO
+	goneEvents = unix.FAN_DELETE | unix.FAN_MOVED_FROM
+
+	// capHasExpireOnly is FUSE_HAS_EXPIRE_ONLY, which kernels from 6.2 on offer. Before, a name could only be dropped, and
+	// with it whatever is mounted there.
+	capHasExpireOnly = 1 << 35
+)
+
+// newWatcher returns a watcher, which watches nothing where fanotify is not to be had: it needs Linux 5.17, CAP_SYS_ADMIN,
+// and one of fs.fanotify.max_user_groups.
+func newWatcher(wanted bool) *watcher {
+	w := &watcher{group: -1, stop: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
+	if !wanted {
+		return w
+	}
+	var err error
+	w.group, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME_TARGET, 0)
+	if err != nil {
+		w.group = -1
+		return w
+	}
+	if w.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		unix.Close(w.group)
+		w.group, w.stop = -1, -1
+	}
+	return w
+}
+
+func (w *watcher) close() {
+	if w.group >= 0 {
+		unix.Close(w.group)
+		unix.Close(w.stop)
+	}
+}
+
+// wake ends run.
+func (w *watcher) wake() {
+	one := [8]byte{0: 1}
+	_, _ = unix.Write(w.stop, one[:])
+}
+
+// now is what an answer can be based on that is made from now on.
+func (w *watcher) now() belief {
+	if c := w.sender.Load(); c == nil || c.offers.Load()&capHasExpireOnly == 0 || w.busy.Load() {
+		return 0
+	}
+	return belief(w.rounds.Load() + 1)
+}
+
+// holds says whether nothing is known to have happened since.
+func (w *watcher) holds(b belief) bool { return b != 0 && w.now() == b }
+
+// believe is now for what is in a directory, of which fd is a descriptor. It makes sure that the directory is watched.
+func (fs *tree) believe(dir *inode, fd int) belief {
+	w := fs.watcher
+	if w.group < 0 || dir.made || dir.watch.Load() == nil && !fs.watchDir(dir, fd) {
+		return 0
+	}
+	return w.now()
+}
+
+// watchDir watches a directory if that can be.
+func (fs *tree) watchDir(dir *inode, fd int) bool {
+	w := fs.watcher
+	// Local file systems with handles.
+	if dir.mnt.flags&honestBirth == 0 || dir.handle == "" {
+		return false
+	}
+	key, ok := watchKey(dir)
+	if !ok {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if dir.watch.Load() != nil {
+		return true
+	}
+	if len(w.dirs) >= maxWatched || unix.FanotifyMark(w.group, unix.FAN_MARK_ADD, watchedEvents, fd, ".") != nil {
+		return false
+	}
+	w.dirs[key] = append(w.dirs[key], dir)
+	dir.watch.Store(&watched{})
+	return true
+}
+
+// watchKey is how events name a directory.
+func watchKey(dir *inode) (string, bool) {
+	var st unix.Statfs_t
+	if unix.Fstatfs(dir.mnt.fd, &st) != nil {
+		return "", false
+	}
+	var id [8]byte
+	binary.NativeEndian.PutUint32(id[:], uint32(st.Fsid.Val[0]))
+	binary.NativeEndian.PutUint32(id[4:], uint32(st.Fsid.Val[1]))
+	return string(id[:]) + dir.handle, true
+}
+
+// unwatch is called when the kernel forgets a watched directory.
+func (fs *tree) unwatch(dir *inode) {
+	w := fs.watcher
+	key, ok := watchKey(dir)
+	if !ok {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := w.dirs[key]
+	for i, n := range list {
+		if n == dir {
+			list = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) > 0 {
+		w.dirs[key] = list
+		return
+	}
+	delete(w.dirs, key)
+	_ = fs.threads.with(capDACReadSearch, 0, func() error {
+		fd, err := openHandle(dir.mnt.fd, dir.handle)
+		if err != nil {
+			return err // it is gone, and the mark with it
+		}
+		defer unix.Close(fd)
+		return unix.FanotifyMark(w.group, unix.FAN_MARK_REMOVE, watchedEvents, fd, ".")
+	})
+}
+
+// watch handles events until wake is called. It runs on a server thread of its own.
+func (fs *tree) watch() {
+	w := fs.watcher
+	buf := make([]byte, 64<<10)
+	fds := []unix.PollFd{
+		{Fd: int32(w.stop), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLPRI},
+	}
+	// Not os.Open: whether there is news is known once, and the runtime's poller would be told.
+	var table *os.File
+	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		table = os.NewFile(uintptr(fd), "mountinfo")
+		defer table.Close()
+		fds[2].Fd = int32(fd)
+		w.mounts, err = readMounts(table)
+	}
+	if err != nil {
+		w.sender.Store(nil) // nothing is believed
+	}
+	for {
+		wait := -1
+		if len(w.again) > 0 || len(w.points) > 0 {
+			wait = expireGap
+		}
+		n, err := unix.Poll(fds, wait)
+		if err == unix.EINTR || err == unix.ENOMEM {
+			continue
+		}
+		if fds[0].Revents != 0 {
+			w.sender.Store(nil)
+			return
+		}
+		w.busy.Store(true)
+		last := w.again
+		w.again = nil
+		if n > 0 && fds[2].Revents != 0 {
+			fs.mountsChanged(table)
+		}
+		fs.expirePoints()
+		if n > 0 && fds[1].Revents != 0 {
+			if size, err := unix.Read(w.group, buf); err == nil {
+				eachEvent(buf[:size], fs.changed)
+			}
+		}
+		w.rounds.Add(1)
+		for _, m := range last {
+			w.send(m)
+		}
+		for _, m := range w.again {
+			w.send(m)
+		}
+		w.busy.Store(false)
+	}
+}
+
+// send sends a notification. The kernel refuses those of inodes that it does not know, or has forgotten (ENOENT).
+func (w *watcher) send(m []byte) {
+	if c := w.sender.Load(); c != nil {
+		c.write(m)
+	}
+}
+
+// Notifications, of linux/fuse.h.
+const (
+	notifyInvalInode = 2
+	notifyInvalEntry = 3
+	expireOnly       = 1 // FUSE_EXPIRE_ONLY
+)
+
+func notification(code, size int) []byte {
+	m := make([]byte, outHeaderSize+size)
+	binary.NativeEndian.PutUint32(m, uint32(len(m)))
+	binary.NativeEndian.PutUint32(m[4:], uint32(code))
+	return m
+}
+
+// expireInode makes the kernel ask for the attributes of an inode again, and read a directory again.
+func (w *watcher) expireInode(n *inode) {
+	m := notification(notifyInvalInode, 24)
+	binary.NativeEndian.PutUint64(m[outHeaderSize:], n.node)
+	if !n.isDir() { // a negative offset: attributes only. The pages of a file are for its next open to judge
+		binary.NativeEndian.PutUint64(m[outHeaderSize+8:], ^uint64(0))
+	}
+	w.again = append(w.again, m)
+}
+
+// expireName makes the kernel look up a name again.
+func (w *watcher) expireName(dir *inode, name string) {
+	m := notification(notifyInvalEntry, 16+len(name)+1)
+	binary.NativeEndian.PutUint64(m[outHeaderSize:], dir.node)
+	binary.NativeEndian.PutUint32(m[outHeaderSize+8:], uint32(len(name)))
+	binary.NativeEndian.PutUint32(m[outHeaderSize+12:], expireOnly)
+	copy(m[outHeaderSize+16:], name)
+	w.again = append(w.again, m)
+}
+
+// changed handles an event.
+func (fs *tree) changed(e *event) {
+	w := fs.watcher
+	w.mu.Lock()
+	dirs := append([]*inode(nil), w.dirs[e.dir]...)
+	if e.mask&unix.FAN_Q_OVERFLOW != 0 {
+		for _, list := range w.dirs {
+			dirs = append(dirs, list...)
+		}
+	}
+	w.mu.Unlock()
+	for _, dir := range dirs {
+		if e.mask&nameEvents != 0 || e.name == "." || e.name == "" {
+			w.expireInode(dir)
+		}
+		if e.mask&nameEvents != 0 {
+			w.expireName(dir, e.name)
+		}
+		if e.child != "" && e.name != "." {
+			fs.childChanged(dir, e)
+		}
+	}
+}
+
+// childChanged handles what an event says of something in a directory.
+func (fs *tree) childChanged(dir *inode, e *event) {
+	handle := e.child[8:]
+	var stx unix.Statx_t
+	err := fs.threads.with(capDACReadSearch, 0, func() error {
+		fd, err := openHandle(dir.mnt.fd, handle)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return statFD(fd, &stx)
+	})
+	if err != nil {
+		// It is gone. Only who has it open can still see it.
+		fs.opens.each(func(n *inode) {
+			if n.handle == handle {
+				fs.watcher.expireInode(n)
+			}
+		})
+		return
+	}
+	n := fs.inodes.peek(inoKey{dir.mnt, stx.Ino}, []byte(handle))
+	if n == nil {
+		return
+	}
+	if e.mask&goneEvents != 0 {
+		n.told.Store(false)
+	}
+	fs.watcher.expireInode(n)
+}
+
+// each calls f for each inode that is open, or was a short while ago.
+func (o *opens) each(f func(*inode)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n := range o.states {
+		f(n)
+	}
+}
+
+// recently says whether a time, in nanoseconds since 1970, is so recent that what was told then is still believed, and for a
+// while.
+func (fs *tree) recently(at int64) bool {
+	return at != 0 && time.Now().UnixNano()-at < int64(fs.opts.Watch-fs.opts.Watch/4)
+}

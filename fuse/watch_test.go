@@ -1,0 +1,224 @@
+//go:build integration
+
+package fuse
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watched serves a tree of which only a change that is told can be seen: nothing is asked for again by itself.
+func watching(t *testing.T, names ...string) *served {
+	t.Helper()
+	tree := files(t, names...)
+	s := serve(t, tree, Options{Passthrough: true, Watch: Forever, Cache: Cache{-1, -1, -1}})
+	if s.FileSystem.tree.watcher.group < 0 {
+		t.Fatal("there is no fanotify")
+	}
+	return s
+}
+
+// soon waits until the session sees what is wanted.
+func soon(t *testing.T, what string, see func() string, want string) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for see() != want {
+		if time.Since(start) > 5*time.Second {
+			t.Fatalf("%s: the session sees %q, want %q", what, see(), want)
+		}
+		runtime.Gosched()
+	}
+	return time.Since(start)
+}
+
+// TestHostChangesAreTold has the session remember for ever, and the host change what it remembers.
+func TestHostChangesAreTold(t *testing.T) {
+	s := watching(t, "file", "gone", "other", "open", "sub/a", "moved/x/y", "mounted/inside")
+	stat := func(name string) func() string {
+		return func() string {
+			var st unix.Stat_t
+			if err := unix.Lstat(s.path(name), &st); err != nil {
+				return err.Error()
+			}
+			return fmt.Sprintf("%o %d", st.Mode, st.Size)
+		}
+	}
+	list := func(name string) func() string {
+		return func() string {
+			all, err := os.ReadDir(s.path(name))
+			if err != nil {
+				return err.Error()
+			}
+			var names []string
+			for _, e := range all {
+				names = append(names, e.Name())
+			}
+			return strings.Join(names, " ")
+		}
+	}
+	open, err := os.Open(s.path("open"))
+	must(t, err)
+	defer open.Close()
+	size := func() string {
+		info, err := open.Stat()
+		must(t, err)
+		return fmt.Sprint(info.Size())
+	}
+	links := func() string {
+		var st unix.Stat_t
+		must(t, unix.Fstat(int(open.Fd()), &st))
+		return fmt.Sprint(st.Nlink)
+	}
+	enoent := unix.ENOENT.Error()
+	for _, c := range []struct {
+		what   string
+		see    func() string
+		change func() error
+		want   string
+	}{
+		{"a file is written", stat("file"), func() error { return os.WriteFile(s.host("file"), []byte("123456789"), 0) }, "100644 9"},
+		{"a file's mode is changed", stat("file"), func() error { return os.Chmod(s.host("file"), 0o600) }, "100600 9"},
+		{"an open file is written", size, func() error { return os.WriteFile(s.host("open"), []byte("12345"), 0) }, "5"},
+		{"an open file is removed", links, func() error { return os.Remove(s.host("open")) }, "0"},
+		{"a file is removed", stat("gone"), func() error { return os.Remove(s.host("gone")) }, enoent},
+		{"a file is made", stat("new"), func() error { return os.WriteFile(s.host("new"), []byte("new"), 0o644) }, "100644 3"},
+		{"a file is replaced", stat("file"), func() error { return os.Rename(s.host("new"), s.host("file")) }, "100644 3"},
+		{"a file is made in a directory", list("sub"), func() error { return os.WriteFile(s.host("sub/b"), nil, 0o644) }, "a b"},
+		{"a file is removed from a directory", list("sub"), func() error { return os.Remove(s.host("sub/a")) }, "b"},
+		{"a directory is renamed", stat("moved/x/y"), func() error { return os.Rename(s.host("moved"), s.host("away")) }, enoent},
+		{"what was made in a directory that was renamed", list("away/x"), func() error { return os.WriteFile(s.host("away/x/z"), nil, 0o644) }, "y z"},
+		{"a directory's mode is changed", stat("sub"), func() error { return os.Chmod(s.host("sub"), 0o700) }, fmt.Sprintf("40700 %d", dirSize(t, s.host("sub")))},
+		{"something is mounted", list("mounted"), func() error { return unix.Mount("tmpfs", s.host("mounted"), "tmpfs", 0, "") }, ""},
+		{"and unmounted", list("mounted"), func() error { return unix.Unmount(s.host("mounted"), unix.MNT_DETACH) }, "inside"},
+	} {
+		for range 3 { // the kernel remembers
+			c.see()
+		}
+		if c.see() == c.want {
+			t.Errorf("%s: that was so before", c.what)
+		}
+		must(t, c.change())
+		t.Logf("%s: seen after %v", c.what, soon(t, c.what, c.see, c.want))
+	}
+}
+
+func dirSize(t *testing.T, path string) int64 {
+	info, err := os.Stat(path)
+	must(t, err)
+	return info.Size()
+}
+
+// TestNothingIsAskedTwice counts requests for what did not change.
+func TestNothingIsAskedTwice(t *testing.T) {
+	var names []string
+	for i := range 100 {
+		names = append(names, fmt.Sprintf("dir/f%d", i))
+	}
+	s := watching(t, names...)
+	walk := func() {
+		t.Helper()
+		n := 0
+		must(t, filepath.WalkDir(s.path("."), func(path string, e os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			_, err = e.Info()
+			n++
+			return err
+		}))
+		if n != 102 {
+			t.Fatalf("%d entries", n)
+		}
+		if _, err := os.Lstat(s.path("dir/none")); !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		walk()
+	}
+	before := s.Requests()
+	walk()
+	after := s.Requests()
+	for _, kind := range []string{"LOOKUP", "GETATTR", "READDIR", "READDIRPLUS"} {
+		if n := after[kind] - before[kind]; n != 0 {
+			t.Errorf("%d %s for what was known", n, kind)
+		}
+	}
+	if n := after["OPENDIR"] - before["OPENDIR"]; n != 2 {
+		t.Errorf("%d OPENDIR, want 2", n)
+	}
+}
+
+// TestWhatCannotBeSeenIsAskedFor has changes that no directory that is watched tells of.
+func TestWhatCannotBeSeenIsAskedFor(t *testing.T) {
+	s := watching(t, "dir/f", "elsewhere/x")
+	must(t, os.Link(s.host("dir/f"), s.host("elsewhere/f")))
+	for range 3 {
+		_, err := os.Lstat(s.path("dir/f"))
+		must(t, err)
+	}
+	must(t, os.WriteFile(s.host("elsewhere/f"), []byte("12345678"), 0))
+	soon(t, "a file with two names", func() string {
+		info, err := os.Lstat(s.path("dir/f"))
+		must(t, err)
+		return fmt.Sprint(info.Size())
+	}, "8")
+}
+
+// TestMarksAreGivenBack has the session's kernel forget directories.
+func TestMarksAreGivenBack(t *testing.T) {
+	var names []string
+	for i := range 50 {
+		names = append(names, fmt.Sprintf("d%d/f", i))
+	}
+	s := watching(t, names...)
+	marks := func() int {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.FileSystem.tree.watcher.group))
+		must(t, err)
+		return strings.Count(string(data), "fanotify ino:")
+	}
+	for _, name := range names {
+		_, err := os.Lstat(s.path(name))
+		must(t, err)
+	}
+	if n := marks(); n != 51 {
+		t.Errorf("%d marks, want 51", n)
+	}
+	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0))
+	soon(t, "marks after the kernel forgot the directories", func() string { return fmt.Sprint(marks() < 5) }, "true")
+}
+
+// TestChangesAreSeenAtOnce measures how long it takes until a change is seen, of many.
+func TestChangesAreSeenAtOnce(t *testing.T) {
+	s := watching(t, "f", "dir/f")
+	var took []time.Duration
+	for i := range 2000 {
+		name := []string{"f", "dir/f", "dir/g", "h"}[i%4]
+		see := func() string {
+			info, err := os.Lstat(s.path(name))
+			if err != nil {
+				return "none"
+			}
+			return fmt.Sprint(info.Size())
+		}
+		see()
+		want := fmt.Sprint(i + 1)
+		if i%8 >= 6 {
+			must(t, os.Remove(s.host(name)))
+			want = "none"
+		} else {
+			must(t, os.WriteFile(s.host(name), make([]byte, i+1), 0o644))
+		}
+		took = append(took, soon(t, fmt.Sprintf("change %d of %s", i, name), see, want))
+	}
+	slices.Sort(took)
+	t.Logf("seen after %v (median), %v (99%%), %v (all)", took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+}
