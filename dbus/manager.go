@@ -115,6 +115,7 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callTimeout+session.LayersLimit)
 	}
 	defer cancel()
+	spec.NoWatch = s.sessions.count() >= maxWatching
 	started, err := s.Sessions.Start(ctx, target, spec.Spec)
 	if err != nil {
 		return nil, err

@@ -21,6 +21,10 @@ import (
 )
 
 const (
+	// maxWatching is how many sessions at a time see the host's changes by fanotify(7). A user has 128 groups of it
+	// (fs.fanotify.max_user_groups), and others need some too.
+	maxWatching = 64
+
 	// callTimeout bounds every call. Clients wait for 25 s as a rule.
 	callTimeout = 20 * time.Second
 	// startTimeout bounds what happens before the service is ready, and its farewell to the bus.

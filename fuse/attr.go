@@ -32,7 +32,7 @@ func (fs *tree) attrTimeout(n *inode, b belief) time.Duration {
 	if n.mnt != nil && n.mnt.flags&volatileData != 0 {
 		return 0
 	}
-	if !n.told.Load() && n.watch.Load() == nil {
+	if !n.told.Load() && !n.watching() {
 		b = 0
 	}
 	return fs.timeout(fs.cache.Attr, b)

@@ -8,6 +8,7 @@
 //
 //	transport   reads requests from /dev/fuse and writes the answers (transport.go)
 //	operations  what each request means: lookup.go, file.go, open.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
+//	            and, the other way round, what changed on the tree (watch.go, event.go)
 //	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go, place.go)
 //
 // # What an inode is
@@ -44,7 +45,9 @@
 // # How fresh the view is
 //
 // The kernel caches names and attributes for Options.Cache, one second unless told otherwise: that long may the session
-// see the old state after a change on the tree that it did not make itself. File data is as fresh as the attributes,
+// see the old state after a change on the tree that it did not make itself. With Options.Watch, what can be watched (watch.go) is
+// believed for longer, and a change is seen in milliseconds (TestChangesAreSeenAtOnce), or after Options.Watch should an event be lost. Times of
+// access are told by nobody. File data is as fresh as the attributes,
 // and always fresh after an open(2) (close-to-open), or at any time where passthrough applies
 // (TestHostChangesAreSeenInTime). inotify in the session reports what the session does, not what the host does; on the host
 // it reports what both do (TestWhatInotifySees).

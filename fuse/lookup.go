@@ -34,6 +34,9 @@ func (fs *tree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw
 		err = fs.lookupChild(dir, d.fd, name, b, out)
 		fs.descs.put(d)
 	}
+	if err == unix.ENOENT && b != 0 && !fs.watcher.missed(dir, name) {
+		b = 0
+	}
 	if timeout := fs.timeout(fs.cache.Negative, b); err == unix.ENOENT && timeout > 0 {
 		// An answer with node id 0 is an ENOENT that the kernel may remember.
 		*out = raw.EntryOut{}

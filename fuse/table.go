@@ -201,6 +201,15 @@ func (t *table) peek(k inoKey, handle []byte) *inode {
 	return t.find(k, handle)
 }
 
+// withNumber calls f for each inode with this number.
+func (t *table) withNumber(k inoKey, f func(*inode)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for n := t.byIno[k]; n != nil; n = n.next {
+		f(n)
+	}
+}
+
 // again counts one more lookup of an inode if it is still in the table.
 func (t *table) again(n *inode) bool {
 	t.mu.Lock()

@@ -16,7 +16,8 @@ import (
 // Watched are directories, each from before the first thing in it is told: a mark on the inode of a directory tells of its
 // names, and of attributes and content of what is in it. A mark on a whole file system would make all of the host's writers pay. What
 // cannot be seen that way is believed no longer than without a watcher: files with several names, which may be changed by way
-// of another directory; file systems that are changed elsewhere, as by an NFS server; whatever is beyond maxWatched.
+// of another directory; file systems that are changed elsewhere, as by an NFS server; whatever is beyond maxWatched. And a directory
+// in which much goes on is given up for a while, so that those who are at work there do not pay either, see giveUp.
 //
 // An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
 // until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
@@ -38,15 +39,31 @@ type watcher struct {
 
 // watched is what there is to know of a watched directory.
 type watched struct {
+	active atomic.Bool
 	listed atomic.Int64 // when the kernel last began to read it whole, in nanoseconds since 1970; 0: never
+	until  atomic.Int64 // when it may be watched again, likewise
+
+	begun  int64 // of counting events, likewise
+	events int
+
+	misses map[string]struct{} // names that the kernel was told not to be there; guarded by watcher.mu
+}
+
+// watching says whether changes in a directory are seen.
+func (n *inode) watching() bool {
+	w := n.watch.Load()
+	return w != nil && w.active.Load()
 }
 
 // belief is what an answer is based on: a round of events. 0: there are none.
 type belief uint64
 
 const (
-	maxWatched = 1 << 14 // directories; the kernel keeps each in memory
-	expireGap  = 10      // milliseconds
+	maxWatched = 1 << 13 // directories; the kernel keeps each in memory
+	roundGap   = 1       // milliseconds between rounds: a file that is written all the time must not cost a CPU. The kernel merges its events
+	expireGap  = 10      // milliseconds until what expired does so once more
+	maxEvents  = 100     // of a directory in a second, or it is given up
+	maxMisses  = 1 << 10 // in a directory
 
 	watchedEvents = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO | unix.FAN_ATTRIB |
 		unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE | unix.FAN_ONDIR | unix.FAN_EVENT_ON_CHILD
@@ -105,7 +122,7 @@ func (w *watcher) holds(b belief) bool { return b != 0 && w.now() == b }
 // believe is now for what is in a directory, of which fd is a descriptor. It makes sure that the directory is watched.
 func (fs *tree) believe(dir *inode, fd int) belief {
 	w := fs.watcher
-	if w.group < 0 || dir.made || dir.watch.Load() == nil && !fs.watchDir(dir, fd) {
+	if w.group < 0 || dir.made || !dir.watching() && !fs.watchDir(dir, fd) {
 		return 0
 	}
 	return w.now()
@@ -118,20 +135,40 @@ func (fs *tree) watchDir(dir *inode, fd int) bool {
 	if dir.mnt.flags&honestBirth == 0 || dir.handle == "" {
 		return false
 	}
+	before := dir.watch.Load()
+	if before != nil && time.Now().UnixNano() < before.until.Load() {
+		return false
+	}
 	key, ok := watchKey(dir)
 	if !ok {
 		return false
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if dir.watch.Load() != nil {
+	if dir.watching() {
 		return true
 	}
 	if len(w.dirs) >= maxWatched || unix.FanotifyMark(w.group, unix.FAN_MARK_ADD, watchedEvents, fd, ".") != nil {
 		return false
 	}
-	w.dirs[key] = append(w.dirs[key], dir)
-	dir.watch.Store(&watched{})
+	if before == nil {
+		w.dirs[key] = append(w.dirs[key], dir)
+	}
+	now := &watched{misses: make(map[string]struct{})}
+	now.active.Store(true)
+	dir.watch.Store(now)
+	return true
+}
+
+// missed notes a name that is not there. It returns false if there are too many of them.
+func (w *watcher) missed(dir *inode, name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d := dir.watch.Load()
+	if d == nil || len(d.misses) >= maxMisses {
+		return false
+	}
+	d.misses[name] = struct{}{}
 	return true
 }
 
@@ -230,6 +267,9 @@ func (fs *tree) watch() {
 			w.send(m)
 		}
 		w.busy.Store(false)
+		if fds[1].Revents != 0 {
+			_, _ = unix.Poll(fds[:1], roundGap)
+		}
 	}
 }
 
@@ -285,17 +325,81 @@ func (fs *tree) changed(e *event) {
 		}
 	}
 	w.mu.Unlock()
+	busy := false
 	for _, dir := range dirs {
+		busy = dir.watch.Load().tooMuch() || busy
+	}
+	for _, dir := range dirs {
+		if busy {
+			fs.giveUp(dir)
+		}
 		if e.mask&nameEvents != 0 || e.name == "." || e.name == "" {
 			w.expireInode(dir)
 		}
 		if e.mask&nameEvents != 0 {
 			w.expireName(dir, e.name)
+			w.mu.Lock()
+			delete(dir.watch.Load().misses, e.name)
+			w.mu.Unlock()
 		}
 		if e.child != "" && e.name != "." {
 			fs.childChanged(dir, e)
 		}
 	}
+}
+
+// tooMuch counts an event, and says whether there were too many.
+func (d *watched) tooMuch() bool {
+	now := time.Now().UnixNano()
+	if now-d.begun > int64(time.Second) {
+		d.begun, d.events = now, 0
+	}
+	d.events++
+	return d.events == maxEvents
+}
+
+// giveUp stops watching a directory in which much goes on. All that the kernel was told of it expires. What is in the queue of events
+// is still handled.
+func (fs *tree) giveUp(dir *inode) {
+	w, d := fs.watcher, dir.watch.Load()
+	d.until.Store(time.Now().UnixNano() + int64(min(fs.opts.Watch, WatchTimeout)))
+	d.active.Store(false) // nothing is told from here on
+	w.expireInode(dir)
+	w.mu.Lock()
+	for name := range d.misses {
+		w.expireName(dir, name)
+	}
+	d.misses = nil
+	w.mu.Unlock()
+	err := fs.threads.with(capDACReadSearch, 0, func() error {
+		fd, err := openHandle(dir.mnt.fd, dir.handle)
+		if err != nil {
+			return err // it is gone
+		}
+		defer unix.Close(fd)
+		if err := unix.FanotifyMark(w.group, unix.FAN_MARK_REMOVE, watchedEvents, fd, "."); err != nil {
+			return err
+		}
+		list, err := fs.reopen(fd, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(list), "directory")
+		defer f.Close()
+		names, err := f.Readdirnames(-1)
+		for _, name := range names {
+			w.expireName(dir, name)
+			var stx unix.Statx_t
+			if unix.Statx(list, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statxMask, &stx) == nil {
+				fs.inodes.withNumber(inoKey{dir.mnt, stx.Ino}, func(n *inode) {
+					n.told.Store(false)
+					w.expireInode(n)
+				})
+			}
+		}
+		return err
+	})
+	_ = err // what could not be listed is believed for Options.Watch at most
 }
 
 // childChanged handles what an event says of something in a directory.

@@ -198,10 +198,15 @@ func TestMarksAreGivenBack(t *testing.T) {
 
 // TestChangesAreSeenAtOnce measures how long it takes until a change is seen, of many.
 func TestChangesAreSeenAtOnce(t *testing.T) {
-	s := watching(t, "f", "dir/f")
+	var names []string
+	const dirs = 200 // in none of them so much goes on that it is given up
+	for i := range dirs {
+		names = append(names, fmt.Sprintf("d%d/f", i))
+	}
+	s := watching(t, names...)
 	var took []time.Duration
-	for i := range 2000 {
-		name := []string{"f", "dir/f", "dir/g", "h"}[i%4]
+	for i := range 10 * dirs {
+		name := fmt.Sprintf("d%d/%s", i%dirs, []string{"f", "g"}[i/dirs%2])
 		see := func() string {
 			info, err := os.Lstat(s.path(name))
 			if err != nil {
@@ -210,8 +215,9 @@ func TestChangesAreSeenAtOnce(t *testing.T) {
 			return fmt.Sprint(info.Size())
 		}
 		see()
+		see()
 		want := fmt.Sprint(i + 1)
-		if i%8 >= 6 {
+		if i/dirs >= 8 {
 			must(t, os.Remove(s.host(name)))
 			want = "none"
 		} else {
@@ -221,4 +227,49 @@ func TestChangesAreSeenAtOnce(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("seen after %v (median), %v (99%%), %v (all)", took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+}
+
+// TestBusyDirectoryIsGivenUp has so much go on in a directory that it is not watched any more. What was told of it before must not be
+// believed for ever.
+func TestBusyDirectoryIsGivenUp(t *testing.T) {
+	s := watching(t, "dir/old", "dir/sub/x")
+	see := func(name string) func() string {
+		return func() string {
+			info, err := os.Lstat(s.path(name))
+			if err != nil {
+				return "none"
+			}
+			return fmt.Sprint(info.Size(), info.Mode().Perm())
+		}
+	}
+	for range 3 {
+		see("dir/old")()
+		see("dir/none")()
+		see("dir/sub")()
+	}
+	dir := func() bool {
+		found := false
+		w := s.FileSystem.tree.watcher
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, list := range w.dirs {
+			for _, n := range list {
+				found = found || n.watching() && len(n.watch.Load().misses) > 0
+			}
+		}
+		return found
+	}
+	if !dir() {
+		t.Fatal("the directory was not watched to begin with")
+	}
+	for i := range 10 * maxEvents {
+		must(t, os.WriteFile(s.host(fmt.Sprintf("dir/f%d", i)), nil, 0o644))
+	}
+	soon(t, "the directory is given up", func() string { return fmt.Sprint(dir()) }, "false")
+	must(t, os.WriteFile(s.host("dir/old"), []byte("123"), 0))
+	must(t, os.WriteFile(s.host("dir/none"), []byte("12"), 0o600))
+	must(t, os.Chmod(s.host("dir/sub"), 0o711))
+	soon(t, "a file that was known", see("dir/old"), "3 -rw-r--r--")
+	soon(t, "a file that was known not to be there", see("dir/none"), "2 -rw-------")
+	soon(t, "a directory that was known", func() string { return see("dir/sub")()[len(see("dir/sub")())-10:] }, "-rwx--x--x")
 }

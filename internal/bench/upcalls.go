@@ -49,10 +49,10 @@ func Counted() []Workload {
 	walk := shell(`find $DATA/tree -printf '%s\n' >/dev/null`)
 	const walked = treeFiles + treeFiles/filesPerDir
 	file := func(p place, i int) string { return filepath.Join(p.scratch, strconv.Itoa(i)) }
-	makes := func(p place) error {
-		return repeat(countedFiles, func(i int) error {
-			return writeWhole(file(p, i), unix.O_CREAT|unix.O_EXCL, buf[:kib])
-		})
+	makes := func(files int) func(p place) error {
+		return func(p place) error {
+			return repeat(files, func(i int) error { return writeWhole(file(p, i), unix.O_CREAT|unix.O_EXCL, buf[:kib]) })
+		}
 	}
 	return []Workload{
 		{Name: "count-stat", Title: "stat, first", Ops: countedFiles, prepare: nothing, run: stats},
@@ -64,9 +64,10 @@ func Counted() []Workload {
 		{Name: "count-walk", Title: "find with sizes, each entry, first", Ops: walked, prepare: nothing, run: walk},
 		{Name: "count-walk-again", Title: "find with sizes, each entry, again at once", Ops: walked, run: walk},
 		{Name: "count-walk-later", Title: "find with sizes, each entry, again later", Ops: walked, pause: lapse, run: walk},
-		{Name: "count-create", Title: "create, write 1 KiB, close", Ops: countedFiles, writes: true, prepare: nothing, run: makes},
-		{Name: "count-unlink", Title: "unlink", Ops: countedFiles, writes: true, prepare: makes, run: func(p place) error {
-			return repeat(countedFiles, func(i int) error { return unix.Unlink(file(p, i)) })
+		{Name: "count-create", Title: "create, write 1 KiB, close", Ops: countedFiles, writes: true, prepare: nothing, run: makes(countedFiles)},
+		// So few that they are made and removed before what is known of them expires.
+		{Name: "count-unlink", Title: "unlink", Ops: 100, writes: true, prepare: makes(100), run: func(p place) error {
+			return repeat(100, func(i int) error { return unix.Unlink(file(p, i)) })
 		}},
 		{Name: "count-write", Title: "write 4 KiB to an open file", Ops: countedFiles, writes: true, prepare: nothing, run: func(p place) error {
 			return blocks(filepath.Join(p.work, "big"), unix.O_RDWR|unix.O_CREAT, 4*kib, countedFiles, countedFiles, false, unix.Pwrite)

@@ -115,7 +115,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	req := request{
 		Info: info, Caller: spec.Caller, Results: l.results, Image: requestImage(spec.Image), Command: spec.Command,
 		Shell: spec.Shell, Env: spec.Env, CallerEnv: spec.CallerEnv, Dir: spec.Dir,
-		Strict: spec.Strict, Capabilities: spec.Capabilities, NoLabel: spec.NoLabel, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
+		Strict: spec.Strict, Capabilities: spec.Capabilities, NoLabel: spec.NoLabel, NoWatch: spec.NoWatch, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
 		Shielded: l.Shielded() == nil,
 	}
 	if l.systemd != nil {

@@ -262,6 +262,9 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		Watch:       fuse.WatchTimeout,
 		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
 	}
+	if p.request.NoWatch {
+		options.Watch = 0
+	}
 	if p.tools.Files != nil {
 		options.Files = p.tools.Files
 	}

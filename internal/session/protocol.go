@@ -42,6 +42,7 @@ type request struct {
 	Strict       bool          `json:"strict,omitempty"`
 	Capabilities *Capabilities `json:"capabilities,omitempty"`
 	NoLabel      bool          `json:"nolabel,omitempty"`
+	NoWatch      bool          `json:"nowatch,omitempty"`
 	Shielded     bool          `json:"shielded,omitempty"` // fdSessions and fdShield are there
 	Terminal     bool          `json:"terminal"`
 	Rows         uint16        `json:"rows"`

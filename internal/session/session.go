@@ -36,6 +36,7 @@ type Spec struct {
 	Writable     bool             // the tools tree may be written to
 	Strict       bool             // no capability that the machine's first process cannot have, and nothing of its environment
 	Capabilities *Capabilities    // of those that the command would have; nil: all
+	NoWatch      bool             // do not use one of the system's few fanotify groups
 	NoLabel      bool             // do not take on the machine's AppArmor or SELinux label
 	Terminal     bool             // give the command a new terminal, and its master to the caller
 	Rows         uint16           // the terminal's size; 0 if not known
