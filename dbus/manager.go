@@ -109,11 +109,7 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		return nil, err
 	}
 	defer spec.Image.Close()
-	ctx, cancel := renewed(ctx)
-	if spec.Image != nil && spec.Image.OCI != "" {
-		cancel()
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callTimeout+session.LayersLimit)
-	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout/2+spec.Image.OpenLimit())
 	defer cancel()
 	spec.NoWatch = s.sessions.count() >= maxWatching
 	started, err := s.Sessions.Start(ctx, target, spec.Spec)

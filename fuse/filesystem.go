@@ -123,16 +123,6 @@ type tree struct {
 
 // New prepares to serve a tree. Close releases it, also when Serve was never called.
 func New(o Options) (*FileSystem, error) {
-	if o.Files != nil {
-		ops, err := newImageTree(o)
-		if err != nil {
-			return nil, err
-		}
-		return newFileSystem(nil, ops), nil
-	}
-	if o.Root == nil {
-		return nil, errors.New("no root given")
-	}
 	ids, err := newIDMap(o.IDs, o.Caller != nil)
 	if err != nil {
 		return nil, err
@@ -140,6 +130,16 @@ func New(o Options) (*FileSystem, error) {
 	top, err := newExtras(o.Extra)
 	if err != nil {
 		return nil, err
+	}
+	if o.Files != nil {
+		threads, err := newThreads(nil) // contents are opened with the server's rights
+		if err != nil {
+			return nil, err
+		}
+		return newFileSystem(nil, newImageTree(o, ids, top, threads)), nil
+	}
+	if o.Root == nil {
+		return nil, errors.New("no root given")
 	}
 	threads, err := newThreads(o.Caller)
 	if err != nil {

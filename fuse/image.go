@@ -47,21 +47,9 @@ type imageTree struct {
 	gen   uint64
 }
 
-func newImageTree(o Options) (*imageTree, error) {
-	ids, err := newIDMap(o.IDs, o.Caller != nil)
-	if err != nil {
-		return nil, err
-	}
-	top, err := newExtras(o.Extra)
-	if err != nil {
-		return nil, err
-	}
-	t, err := newThreads(nil)
-	if err != nil {
-		return nil, err
-	}
+func newImageTree(o Options, ids idMap, top *extra, threads *threads) *imageTree {
 	fs := &imageTree{
-		RawFileSystem: raw.NewDefaultRawFileSystem(), files: o.Files, allow: o.Allow, ids: ids, threads: t,
+		RawFileSystem: raw.NewDefaultRawFileSystem(), files: o.Files, allow: o.Allow, ids: ids, threads: threads,
 		started: time.Now(), wantBacking: o.Passthrough, depth: 1, below: map[uint32]*extra{}, gen: generation(),
 	}
 	fs.handles.init()
@@ -73,7 +61,7 @@ func newImageTree(o Options) (*imageTree, error) {
 	if top != nil {
 		fs.graft(0, top)
 	}
-	return fs, nil
+	return fs
 }
 
 // graft puts made-up entries over a directory of the tree.
@@ -91,6 +79,7 @@ func (fs *imageTree) graft(dir uint32, x *extra) {
 func (fs *imageTree) makeUp(x *extra) {
 	x.sticky = true
 	x.made = &inode{made: true, node: uint64(fs.files.Len()+len(fs.made)) + 1}
+	x.ino = x.made.node
 	fs.made = append(fs.made, x)
 	for _, c := range x.children {
 		fs.makeUp(c)

@@ -18,6 +18,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -43,6 +44,15 @@ func (i *Image) Close() error {
 
 // IsHost reports whether it is the host. A nil Image is.
 func (i *Image) IsHost() bool { return i == nil || i.Path == "" && i.Machine == nil }
+
+// OpenLimit bounds how long [Open] may take: a disk may be slow, and a file system may not answer. An OCI image is read as a
+// whole the first time.
+func (i *Image) OpenLimit() time.Duration {
+	if i != nil && i.OCI != "" {
+		return 15 * time.Minute
+	}
+	return 10 * time.Second
+}
 
 // String returns its name.
 func (i *Image) String() string {

@@ -44,12 +44,6 @@ func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.I
 	return i
 }
 
-// imageLimit bounds how long it may take to open an image: a disk may be slow, and a file system may not answer.
-const imageLimit = 10 * time.Second
-
-// LayersLimit is the same for an OCI image, which is read as a whole the first time.
-const LayersLimit = 15 * time.Minute
-
 // openTools opens the image with the rights of whom the session is for.
 func (p *process) openTools() error {
 	var who ns.Identity
@@ -60,10 +54,7 @@ func (p *process) openTools() error {
 		*image.Tree
 		err error
 	}
-	limit := imageLimit
-	if p.image != nil && p.image.OCI != "" {
-		limit = LayersLimit
-	}
+	limit := p.image.OpenLimit()
 	answered := make(chan answer, 1)
 	go func() {
 		t, err := image.Open(p.image, who)
