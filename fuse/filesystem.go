@@ -17,7 +17,8 @@ type Options struct {
 	// Root is the root of the tree: a directory, opened O_PATH or for reading. New makes a duplicate of it.
 	Root *os.File
 
-	// Files is served in place of Root if it is set. Nobody ever changes it, so Writable, Caller and Cache mean nothing.
+	// Files is served in place of Root if it is set. Nobody ever changes it, so Writable and Cache mean nothing; it knows itself
+	// whom it is for, so that of Caller only what IDs says counts.
 	Files Files
 
 	// Writable lets the session change the tree. Otherwise every change fails with EROFS.

@@ -20,6 +20,8 @@ type Files interface {
 	Readlink(n uint32) string
 	Xattr(n uint32, name string) (value string, ok bool)
 	Xattrs(n uint32) []string
+	// Permits reports whether whom it is served for may open or list an inode (R_OK), find names in it (X_OK), look at it (0).
+	Permits(n uint32, want uint32) bool
 	Open(n uint32) (*os.File, error) // the content of a regular file, for reading; owned by the caller of Open
 	Statfs(st *unix.Statfs_t) error  // of where what Open returns is
 	Bytes() uint64                   // of all regular files
@@ -121,7 +123,10 @@ func (fs *imageTree) close() {
 	unix.Close(fs.threads.procFD)
 }
 
-func (fs *imageTree) allowed(h *raw.InHeader) bool { return fs.allow == nil || fs.allow(h.Pid) }
+// allowed asks Options.Allow, and Files unless it is a made-up entry.
+func (fs *imageTree) allowed(h *raw.InHeader, n uint32, x *extra, want uint32) bool {
+	return (fs.allow == nil || fs.allow(h.Pid)) && (x != nil || fs.files.Permits(n, want))
+}
 
 // Lookup finds a name in a directory. "." and ".." come from open_by_handle_at(2) in the session (FUSE_EXPORT_SUPPORT).
 func (fs *imageTree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out *raw.EntryOut) raw.Status {
@@ -141,6 +146,9 @@ func (fs *imageTree) Lookup(_ <-chan struct{}, h *raw.InHeader, name string, out
 		}
 	default:
 		node, ok := fs.child(dir, x, name)
+		if x == nil && node <= uint64(fs.files.Len()) && !fs.files.Permits(dir, unix.X_OK) {
+			return raw.EACCES
+		}
 		if !ok {
 			*out = raw.EntryOut{} // node id 0 is an ENOENT that may be remembered
 			out.SetEntryTimeout(Forever)
@@ -220,7 +228,7 @@ func (fs *imageTree) Readlink(_ <-chan struct{}, h *raw.InHeader) ([]byte, raw.S
 	switch {
 	case !ok:
 		return nil, raw.Status(unix.ESTALE)
-	case !fs.allowed(h):
+	case !fs.allowed(h, n, x, 0):
 		return nil, raw.EACCES
 	case x != nil && x.mode()&unix.S_IFMT == unix.S_IFLNK:
 		return []byte(x.entry.Target), raw.OK
@@ -243,7 +251,7 @@ func (fs *imageTree) GetXAttr(_ <-chan struct{}, h *raw.InHeader, attr string, d
 	switch {
 	case !ok:
 		return 0, raw.ENODATA
-	case !fs.allowed(h):
+	case !fs.allowed(h, n, x, 0):
 		return 0, raw.EACCES
 	case len(dest) == 0:
 		return uint32(len(value)), raw.OK
@@ -263,7 +271,7 @@ func (fs *imageTree) ListXAttr(_ <-chan struct{}, h *raw.InHeader, dest []byte) 
 		return 0, raw.Status(unix.ESTALE)
 	case x != nil:
 		return 0, raw.OK
-	case !fs.allowed(h):
+	case !fs.allowed(h, n, x, 0):
 		return 0, raw.EACCES
 	}
 	var names []byte

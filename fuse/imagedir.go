@@ -7,10 +7,11 @@ import (
 
 // OpenDir is open(2) of a directory. The kernel may keep the list of names.
 func (fs *imageTree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw.Status {
-	if _, _, ok := fs.find(in.NodeId); !ok {
+	dir, x, ok := fs.find(in.NodeId)
+	if !ok {
 		return raw.Status(unix.ESTALE)
 	}
-	if !fs.allowed(&in.InHeader) {
+	if !fs.allowed(&in.InHeader, dir, x, unix.R_OK) {
 		return raw.EACCES
 	}
 	out.OpenFlags = raw.FOPEN_CACHE_DIR | raw.FOPEN_KEEP_CACHE
@@ -45,7 +46,7 @@ func (fs *imageTree) readDir(in *raw.ReadIn, add func(raw.DirEntry) bool) raw.St
 	if !ok {
 		return raw.Status(unix.ESTALE)
 	}
-	if !fs.allowed(&in.InHeader) {
+	if !fs.allowed(&in.InHeader, dir, x, unix.R_OK) {
 		return raw.EACCES
 	}
 	pos := in.Offset

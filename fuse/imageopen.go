@@ -117,7 +117,7 @@ func (fs *imageTree) Open(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) r
 	switch {
 	case !ok:
 		return raw.Status(unix.ESTALE)
-	case !fs.allowed(&in.InHeader):
+	case !fs.allowed(&in.InHeader, n, x, unix.R_OK):
 		return raw.EACCES
 	case in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0:
 		return raw.EROFS

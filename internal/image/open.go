@@ -62,7 +62,9 @@ func Open(i *Image, who ns.Identity) (t *Tree, err error) {
 	case i.Machine != nil:
 		t, err = openMachine(i.Machine)
 	case i.OCI != "":
-		t, err = openOCI(i, opener)
+		if t, err = openOCI(i, opener); err == nil && i.Trusted && !who.Root() {
+			t.Files.Restrict(who.UID, who.GID, who.Groups)
+		}
 	default:
 		t, err = openPath(i, opener)
 	}

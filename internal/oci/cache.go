@@ -10,12 +10,14 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +41,7 @@ type Cache struct {
 	limit int64  // bytes; 0: see bound
 
 	mu    sync.Mutex
-	added int64 // bytes since prune
+	added int64 // bytes since Prune
 }
 
 // cacheLimit bounds a user's cache, in bytes; the other bound is an eighth of the file system.
@@ -52,8 +54,19 @@ func OpenCache(path string) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{path: path, files: "files-" + strings.TrimSpace(string(boot))}
-	return c, c.make()
+	if err := c.make(); err != nil {
+		return nil, err
+	}
+	// Sessions count apart. They begin anywhere, so that many that add little make room as often as one that adds much.
+	c.added = rand.Int64N(c.bound()/roomShare + 1)
+	if len(c.stale()) > 0 {
+		go c.Prune()
+	}
+	return c, nil
 }
+
+// roomShare says how often room is made: when that share of the bound was added.
+const roomShare = 16
 
 // UserCache opens the cache of a user.
 func UserCache(uid uint32) (*Cache, error) {
@@ -82,6 +95,9 @@ func (l *layer) key() string {
 // lock keeps others from looking into the same layer at the same time, until unlock. One file has a lock for each:
 // that of a byte at the place that the layer's digest says (F_OFD_SETLKW, fcntl(2)).
 func (c *Cache) lock(l *layer) (unlock func(), err error) {
+	if err := c.make(); err != nil { // somebody may have removed it
+		return nil, err
+	}
 	f, err := os.OpenFile(filepath.Join(c.path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -129,11 +145,13 @@ func (c *Cache) name(f *os.File, name string) error {
 	return nil // others have the same
 }
 
-// count notes that something was added, and makes room now and then.
-func (c *Cache) count(n int64) {
+// count notes that a file was added, and makes room now and then.
+func (c *Cache) count(f *os.File) {
 	c.mu.Lock()
-	c.added += n
-	due := c.added > c.bound()/16
+	if info, err := f.Stat(); err == nil {
+		c.added += space(info)
+	}
+	due := c.added > c.bound()/roomShare
 	if due {
 		c.added = 0
 	}
@@ -155,6 +173,21 @@ func (c *Cache) bound() int64 {
 	return limit
 }
 
+// space is what a file takes, in bytes: its blocks, for it may have holes, and what a name and an inode cost.
+func space(info fs.FileInfo) int64 {
+	const inode = 512
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks*512 + inode
+	}
+	return info.Size() + inode
+}
+
+// stale returns the directories of contents of earlier boots.
+func (c *Cache) stale() []string {
+	dirs, _ := filepath.Glob(filepath.Join(c.path, "files-*")) // the pattern is one
+	return slices.DeleteFunc(dirs, func(dir string) bool { return filepath.Base(dir) == c.files })
+}
+
 // Prune removes what is of an earlier boot and, if there is too much, what was not used for longest.
 func (c *Cache) Prune() {
 	type file struct {
@@ -164,18 +197,15 @@ func (c *Cache) Prune() {
 	}
 	var list []file
 	total := int64(0)
-	dirs, _ := filepath.Glob(filepath.Join(c.path, "files-*")) // the pattern is one
-	for _, dir := range dirs {
-		if filepath.Base(dir) != c.files {
-			_ = os.RemoveAll(dir)
-		}
+	for _, dir := range c.stale() {
+		_ = os.RemoveAll(dir) // the next one tries again
 	}
 	for _, dir := range []string{"layers", c.files} {
 		entries, _ := os.ReadDir(filepath.Join(c.path, dir)) // none, if somebody has removed it
 		for _, e := range entries {
 			if info, err := e.Info(); err == nil {
-				list = append(list, file{filepath.Join(c.path, dir, e.Name()), info.Size(), info.ModTime()})
-				total += info.Size()
+				list = append(list, file{filepath.Join(c.path, dir, e.Name()), space(info), info.ModTime()})
+				total += space(info)
 			}
 		}
 	}
@@ -188,7 +218,7 @@ func (c *Cache) Prune() {
 		if total <= limit-limit/4 {
 			return
 		}
-		if os.Remove(f.path) == nil {
+		if err := os.Remove(f.path); err == nil || errors.Is(err, fs.ErrNotExist) { // others make room, too
 			total -= f.size
 		}
 	}
@@ -252,7 +282,7 @@ func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, 
 		return nil, nil, err
 	}
 	copied := *left
-	if x, err = scan(b, l, &copied, data); err != nil {
+	if x, err = scan(b, l, &copied, &limited{data, c.bound()}); err != nil {
 		_ = data.Close()
 		return nil, nil, err
 	}
@@ -267,6 +297,26 @@ func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, 
 	return x, data, nil
 }
 
+// limited is a file that may not become longer than the cache: that would keep nothing else, and take all space meanwhile.
+type limited struct {
+	f    *os.File
+	left int64
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.left -= int64(len(p)); l.left < 0 {
+		return 0, fmt.Errorf("a copy of it does not fit into %s", filepath.Dir(l.f.Name()))
+	}
+	return l.f.Write(p)
+}
+
+// forget removes what is known of a layer, whose copy was found to be damaged. The next session looks into it again.
+func (c *Cache) forget(l *layer) {
+	for _, suffix := range []string{".index", ".data"} {
+		_ = os.Remove(filepath.Join(c.path, l.key()+suffix)) // else it is found damaged again
+	}
+}
+
 // keep writes down what was found out of a layer.
 func (c *Cache) keep(l *layer, x *index, data *os.File) error {
 	if len(x.frames) > 0 {
@@ -276,7 +326,7 @@ func (c *Cache) keep(l *layer, x *index, data *os.File) error {
 		if err := c.name(data, l.key()+".data"); err != nil {
 			return err
 		}
-		c.count(x.frames[len(x.frames)-1].packed)
+		c.count(data)
 	}
 	f, err := c.nameless("layers")
 	if err != nil {
@@ -290,7 +340,7 @@ func (c *Cache) keep(l *layer, x *index, data *os.File) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	c.count(int64(len(text)))
+	c.count(f)
 	return c.name(f, l.key()+".index")
 }
 
@@ -318,18 +368,21 @@ func (c *Cache) content(e *entry, write func(io.Writer) error) (*os.File, error)
 		return nil, err
 	}
 	if w.n != e.size || !bytes.Equal(w.sum.Sum(nil), digest[:]) {
-		return nil, errors.New("it is not what it was when its layer was read first")
+		return nil, fmt.Errorf("%w: it is not what it was when its layer was read first", errDamaged)
 	}
 	if err := f.Truncate(e.size); err != nil {
 		return nil, err
 	}
-	c.count(e.size)
+	c.count(f)
 	if err := c.name(f, name); err != nil {
 		return nil, err
 	}
 	// For reading only: a descriptor for writing would keep the file from being executed.
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 }
+
+// errDamaged is about the copy of a layer, or a layer that somebody has changed.
+var errDamaged = errors.New("it is damaged")
 
 // sparse writes a file with holes where there are only zeros.
 type sparse struct {

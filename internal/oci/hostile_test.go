@@ -308,7 +308,7 @@ func FuzzDescription(f *testing.F) {
 		}
 		var m manifest
 		if json.Unmarshal(data, &m) == nil {
-			if d, err := m.choose(tag); err == nil && !d.forHere() {
+			if d, err := m.choose(tag, false); err == nil && !d.forHere() {
 				t.Errorf("%+v is not for here", d)
 			}
 		}

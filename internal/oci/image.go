@@ -20,6 +20,8 @@ type Image struct {
 	Environ []string // NAME=VALUE, as the image has them
 
 	*builder
+	permissions *permissions
+
 	source files
 	cache  *Cache
 	layers []content
@@ -33,6 +35,7 @@ type Image struct {
 
 // content is where the content of a layer's files is.
 type content struct {
+	layer  layer
 	plain  *blob    // the layer, if it is not compressed
 	data   *os.File // else its copy,
 	frames []frame  // in these frames
@@ -101,7 +104,7 @@ func (i *Image) add(source files, l layer, left *budget) error {
 		b.Close()
 		return err
 	}
-	c := content{plain: b, data: data, frames: x.frames}
+	c := content{layer: l, plain: b, data: data, frames: x.frames}
 	if data != nil {
 		b.Close()
 		c.plain = nil
@@ -229,11 +232,14 @@ func (i *Image) Open(n uint32) (*os.File, error) {
 			return err
 		}
 		if h.Size != e.size {
-			return errors.New("its size is another")
+			return fmt.Errorf("%w: its size is another", errDamaged)
 		}
 		_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, len(zeros)))
 		return err
 	})
+	if errors.Is(err, errDamaged) {
+		i.cache.forget(&i.layers[f.layer].layer)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%q of layer %d: %w", e.name, f.layer+1, err)
 	}
@@ -301,7 +307,7 @@ func (i *Image) piece(layer, n int) ([]byte, error) {
 		err = errors.New("a frame has another length")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the copy of the layer is damaged: %w", err)
+		return nil, fmt.Errorf("the copy of the layer: %w: %w", errDamaged, err)
 	}
 	i.mu.Lock()
 	i.pieces[i.next] = piece{layer, n, data}
@@ -318,6 +324,8 @@ func (i *Image) ReadFile(path string, limit int64) ([]byte, error) {
 	}
 	e := i.inodes[n].entry
 	switch {
+	case !i.Permits(n, unix.R_OK):
+		return nil, &os.PathError{Op: "open in the image", Path: path, Err: fs.ErrPermission}
 	case e == nil || e.kind != tar.TypeReg:
 		return nil, &os.PathError{Op: "read in the image", Path: path, Err: unix.EINVAL}
 	case e.size > limit:
@@ -335,6 +343,6 @@ func (i *Image) ReadFile(path string, limit int64) ([]byte, error) {
 
 // Exists reports whether a path leads to something in the image.
 func (i *Image) Exists(path string) bool {
-	_, ok := i.resolve(path)
-	return ok
+	n, ok := i.resolve(path)
+	return ok && i.Permits(n, 0)
 }

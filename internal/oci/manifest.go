@@ -62,6 +62,8 @@ type manifest struct {
 
 // config is the image configuration.
 type config struct {
+	OS     string `json:"os"`
+	Arch   string `json:"architecture"`
 	Config struct {
 		Env []string
 	} `json:"config"`
@@ -107,7 +109,7 @@ func describeOCI(f files, tag string) (*description, error) {
 		if depth == maxDepth {
 			return nil, fmt.Errorf("indexes are nested more than %d deep", maxDepth)
 		}
-		next, err := m.choose(tag)
+		next, err := m.choose(tag, depth > 0)
 		if err != nil {
 			return nil, err
 		}
@@ -118,8 +120,9 @@ func describeOCI(f files, tag string) (*description, error) {
 	}
 }
 
-// choose chooses the image of an index.
-func (m *manifest) choose(tag string) (*descriptor, error) {
+// choose chooses the image of an index. One for several machines may have several for this one, of which the first is the
+// best (image-index.md); a layout may have different images.
+func (m *manifest) choose(tag string, first bool) (*descriptor, error) {
 	var found []*descriptor
 	var tags []string
 	for i := range m.Manifests {
@@ -132,7 +135,7 @@ func (m *manifest) choose(tag string) (*descriptor, error) {
 		}
 	}
 	switch {
-	case len(found) == 1:
+	case len(found) == 1, len(found) > 1 && first:
 		return found[0], nil
 	case len(found) > 1 && tag == "":
 		return nil, fmt.Errorf("it has several images, of which one is to be named: %q", tags)
@@ -185,6 +188,9 @@ func describe(f files, m *manifest) (*description, error) {
 func (d *description) configure(data []byte) error {
 	if err := json.Unmarshal(data, &d.config); err != nil {
 		return fmt.Errorf("its configuration: %w", err)
+	}
+	if c := &d.config; c.OS != "" && c.OS != "linux" || c.Arch != "" && c.Arch != runtime.GOARCH {
+		return fmt.Errorf("it is for %s/%s, and this is linux/%s", c.OS, c.Arch, runtime.GOARCH)
 	}
 	ids := d.config.RootFS.DiffIDs
 	if len(ids) != len(d.layers) || len(ids) > maxLayers {

@@ -193,6 +193,10 @@ func (x *index) read(in *counter, left *budget) error {
 			}
 			sum.Sum(e.digest[:0])
 		}
+		// What has content that does not count: the next header comes after it.
+		if _, err := io.CopyBuffer(io.Discard, r, buf); err != nil {
+			return fmt.Errorf("%q: %w", e.name, err)
+		}
 		x.entries = append(x.entries, e)
 	}
 }
@@ -238,8 +242,8 @@ func newEntry(h *tar.Header, at int64) (entry, error) {
 	}
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		// Labels are this host's affair, and overlayfs has its own bookkeeping in attributes.
-		if !ok || name == "security.selinux" || strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+		// Labels are this host's affair, what is trusted only the host's root can say, and overlayfs has its own bookkeeping.
+		if !ok || name == "security.selinux" || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") {
 			continue
 		}
 		if len(name) > unix.NAME_MAX || len(value) > 64<<10 || strings.IndexByte(name, 0) >= 0 || !strings.Contains(name, ".") {

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -51,7 +50,7 @@ const (
 	maxLinks = 40 // symbolic links on one path, as for the kernel
 	maxPath  = unix.PathMax
 	maxNest  = maxPath / 2 // of directories
-	maxSteps = 100_000_000 // an image that takes more is made to take time
+	maxSteps = 40_000_000  // an image that takes more is made to take time
 )
 
 // split takes a name of a tar file apart. A name that leads upwards is an error: no image has one by accident.
@@ -74,10 +73,19 @@ func split(name string) ([]string, error) {
 	return parts, nil
 }
 
-// walk goes down from the root, follows symbolic links within the tree, and makes directories that are not there if told
+// components takes the target of a symbolic link apart.
+func components(target string) (parts []string) {
+	for part := range strings.SplitSeq(target, "/") {
+		if part != "" && part != "." {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
+// walk goes down from a directory, follows symbolic links within the tree, and makes directories that are not there if told
 // to. It returns the directory that it ends in.
-func (b *builder) walk(parts []string, create bool) (uint32, error) {
-	at := uint32(0)
+func (b *builder) walk(at uint32, parts []string, create bool) (uint32, error) {
 	links := 0
 	rest := slices.Clone(parts)
 	for len(rest) > 0 {
@@ -111,15 +119,11 @@ func (b *builder) walk(parts []string, create bool) (uint32, error) {
 			if strings.HasPrefix(i.entry.link, "/") {
 				at = 0
 			}
-			var target []string
-			for part := range strings.SplitSeq(i.entry.link, "/") {
-				if part != "" && part != "." {
-					target = append(target, part)
-				}
-			}
+			target := components(i.entry.link)
 			if len(target)+len(rest) > maxPath {
 				return 0, errors.New("the way is too long")
 			}
+			b.steps += (len(i.entry.link) + len(rest)) / 4
 			rest = append(target, rest...)
 		default:
 			return 0, fmt.Errorf("%q on the way is no directory", name)
@@ -230,7 +234,7 @@ func (b *builder) applyEntry(e *entry) error {
 		return nil
 	}
 	name := parts[len(parts)-1]
-	parent, err := b.walk(parts[:len(parts)-1], true)
+	parent, err := b.walk(0, parts[:len(parts)-1], true)
 	if err != nil {
 		return err
 	}
@@ -274,7 +278,7 @@ func (b *builder) link(parent uint32, name, target string) error {
 	if len(parts) == 0 {
 		return errors.New("a hard link to the root")
 	}
-	from, err := b.walk(parts[:len(parts)-1], false)
+	from, err := b.walk(0, parts[:len(parts)-1], false)
 	if err != nil {
 		return fmt.Errorf("a hard link to %q: %w", target, err)
 	}
@@ -310,21 +314,21 @@ func (b *builder) finish() {
 
 // resolve finds what a path leads to, as in a root directory.
 func (b *builder) resolve(name string) (uint32, bool) {
+	at := uint32(0)
 	for range maxLinks {
-		name = path.Clean("/" + name)
-		if name == "/" {
-			return 0, true
+		parts := components(name)
+		if strings.HasPrefix(name, "/") {
+			at = 0
 		}
-		dir, last := path.Split(name)
-		parts, err := split(dir)
+		if len(parts) == 0 || parts[len(parts)-1] == ".." {
+			at, err := b.walk(at, parts, false)
+			return at, err == nil
+		}
+		dir, err := b.walk(at, parts[:len(parts)-1], false)
 		if err != nil {
 			return 0, false
 		}
-		at, err := b.walk(parts, false)
-		if err != nil {
-			return 0, false
-		}
-		e, ok := b.inodes[at].dir.byName[last]
+		e, ok := b.inodes[dir].dir.byName[parts[len(parts)-1]]
 		if !ok {
 			return 0, false
 		}
@@ -332,9 +336,7 @@ func (b *builder) resolve(name string) (uint32, bool) {
 		if i.dir != nil || i.entry.kind != tar.TypeSymlink {
 			return e.n, true
 		}
-		if name = i.entry.link; !strings.HasPrefix(name, "/") {
-			name = dir + "/" + name
-		}
+		at, name = dir, i.entry.link
 	}
 	return 0, false
 }
