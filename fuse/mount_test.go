@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -75,9 +76,15 @@ func serve(t testing.TB, tree string, o Options) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer root.Close()
 	o.Root = root
+	return serveOn(t, tree, o)
+}
+
+// serveOn is serve with the tree in the options.
+func serveOn(t testing.TB, dir string, o Options) *served {
+	t.Helper()
 	fs, err := New(o)
-	root.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,14 +92,21 @@ func serve(t testing.TB, tree string, o Options) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &served{FileSystem: fs, tree: tree, mnt: tempDir(t), done: make(chan error, 1)}
+	s := &served{FileSystem: fs, tree: dir, mnt: tempDir(t), done: make(chan error, 1)}
 	if err := mountFuse(dev, s.mnt); err != nil {
 		t.Fatal(err)
 	}
-	fs.tree.usesItself.Store(true)
+	var usesItself *atomic.Bool
+	switch ops := fs.ops.(type) {
+	case *tree:
+		usesItself = &ops.usesItself
+	case *imageTree:
+		usesItself = &ops.usesItself
+	}
+	usesItself.Store(true)
 	go func() { s.done <- fs.Serve(dev) }()
 	noPoll(t, s.mnt)
-	fs.tree.usesItself.Store(false)
+	usesItself.Store(false)
 	t.Cleanup(func() { s.unmount(t) })
 	return s
 }

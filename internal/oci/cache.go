@@ -54,7 +54,7 @@ func OpenCache(path string) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{path: path, files: "files-" + strings.TrimSpace(string(boot))}
-	if err := c.make(); err != nil {
+	if err := c.inside(c.make); err != nil {
 		return nil, err
 	}
 	// Sessions count apart. They begin anywhere, so that many that add little make room as often as one that adds much.
@@ -86,6 +86,19 @@ func (c *Cache) make() error {
 	return nil
 }
 
+// inside does something in the cache's directories, again if somebody has removed them meanwhile.
+func (c *Cache) inside(f func() error) (err error) {
+	for range 5 {
+		if err = f(); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err := c.make(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
 // key names a layer as it is stored.
 func (l *layer) key() string {
 	sum := sha256.Sum256([]byte(string(l.diffID) + "\n" + string(l.blob)))
@@ -95,11 +108,11 @@ func (l *layer) key() string {
 // lock keeps others from looking into the same layer at the same time, until unlock. One file has a lock for each:
 // that of a byte at the place that the layer's digest says (F_OFD_SETLKW, fcntl(2)).
 func (c *Cache) lock(l *layer) (unlock func(), err error) {
-	if err := c.make(); err != nil { // somebody may have removed it
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(c.path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	var f *os.File
+	if err := c.inside(func() (err error) {
+		f, err = os.OpenFile(filepath.Join(c.path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte(l.key()))
@@ -119,13 +132,11 @@ func (c *Cache) lock(l *layer) (unlock func(), err error) {
 
 // nameless makes a file that is gone if it is not given a name.
 func (c *Cache) nameless(dir string) (*os.File, error) {
-	fd, err := unix.Open(filepath.Join(c.path, dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err == unix.ENOENT { // somebody has removed the cache
-		if err := c.make(); err != nil {
-			return nil, err
-		}
+	fd := -1
+	err := c.inside(func() (err error) {
 		fd, err = unix.Open(filepath.Join(c.path, dir), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("making a file in the cache: %w", err)
 	}
@@ -135,14 +146,16 @@ func (c *Cache) nameless(dir string) (*os.File, error) {
 // name gives a file a name, in place of what has it.
 func (c *Cache) name(f *os.File, name string) error {
 	path := filepath.Join(c.path, name)
-	for range 3 {
-		err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-		if err != unix.EEXIST {
-			return err
+	return c.inside(func() error {
+		for range 3 {
+			err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+			if err != unix.EEXIST {
+				return err
+			}
+			_ = os.Remove(path)
 		}
-		_ = os.Remove(path)
-	}
-	return nil // others have the same
+		return nil // others have the same
+	})
 }
 
 // count notes that a file was added, and makes room now and then.

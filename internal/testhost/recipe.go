@@ -35,6 +35,8 @@ var hostRecipe = recipe{
 		"austin", "delve", "gdbserver", "git", "libc6-dbg", "linux-perf", "ltrace", "python3", "redis-server", "socat",
 		// Makers of disk images.
 		"btrfs-progs", "erofs-utils", "fdisk", "squashfs-tools", "xfsprogs",
+		// Makers of container images, and a registry.
+		"buildah", "umoci", "docker-registry",
 		// Clients of the bus that are not ours.
 		"libglib2.0-bin", "python3-dbus",
 		// Shells that complete command lines, and the way to another host.
@@ -53,7 +55,7 @@ var hostRecipe = recipe{
 // onDemand are the units of engines and servers, and what belongs to them: a test starts what it needs.
 var onDemand = []string{
 	"docker.service", "docker.socket", "containerd.service", "incus.service", "incus.socket", "incus-user.service",
-	"incus-user.socket", "incus-startup.service", "lxcfs.service", "netavark-dhcp-proxy.service",
+	"incus-user.socket", "incus-startup.service", "docker-registry.service", "lxcfs.service", "netavark-dhcp-proxy.service",
 	"netavark-dhcp-proxy.socket", "netavark-firewalld-reload.service", "redis-server.service", "ssh.service",
 }
 

@@ -1,0 +1,232 @@
+//go:build integration
+
+package oci
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain is also what is killed: a process that opens images and reads all of them, as sessions do.
+func TestMain(m *testing.M) {
+	if args := os.Getenv("OCI_TEST_CHILD"); args != "" {
+		if err := readImages(strings.Split(args, ":")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// readImages reads images: the number of rounds, the cache, its limit, the layouts.
+func readImages(args []string) error {
+	rounds, _ := strconv.Atoi(args[0])
+	limit, _ := strconv.ParseInt(args[2], 10, 64)
+	for range rounds {
+		c, err := OpenCache(args[1])
+		if err != nil {
+			return err
+		}
+		c.limit, c.added = limit, 0
+		for _, at := range rand.Perm(len(args) - 3) {
+			if err := readImage(args[3+at], c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func readImage(path string, c *Cache) error {
+	i, err := Load(Layout, path, "", OpenAsUs, c)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	defer i.Close()
+	for n := range 16 {
+		want := noise(int64(n), 10_000*(n%7))
+		at, ok := i.resolve(fmt.Sprint("/d/", n))
+		if !ok {
+			return fmt.Errorf("%s: no file %d", path, n)
+		}
+		f, err := i.Open(at)
+		if err != nil {
+			return err
+		}
+		got, err := io.ReadAll(f)
+		_ = f.Close()
+		if err != nil || string(got) != want {
+			return fmt.Errorf("%s: file %d has other content: %w", path, n, err)
+		}
+	}
+	return nil
+}
+
+// images makes layouts of the files that readImage wants, in layers of several kinds.
+func images(t *testing.T) (paths []string) {
+	t.Helper()
+	for _, how := range []string{"plain", "zstd"} {
+		var layers [][]byte
+		for part := range 2 {
+			layers = append(layers, tarOf(t, many(8, func(n int) tar.Header {
+				n += 8 * part
+				return file(fmt.Sprint("d/", n), noise(int64(n), 10_000*(n%7)))
+			})...))
+		}
+		paths = append(paths, layout(t, how, layers...).path)
+	}
+	return paths
+}
+
+// memoryDir makes a directory on a file system of its own, which nobody else uses.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func reader(ctx context.Context, rounds int, dir string, limit int, images []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "OCI_TEST_CHILD="+strings.Join(append([]string{fmt.Sprint(rounds), dir, fmt.Sprint(limit)}, images...), ":"))
+	return cmd
+}
+
+// intact checks that all that a cache has is whole, and that the file system has nothing else.
+func intact(t *testing.T, dir string) {
+	t.Helper()
+	files, blocks := int64(0), int64(0)
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		files++
+		if !info.Mode().IsRegular() {
+			return nil
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return err
+		}
+		blocks += st.Blocks * 512
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case strings.HasSuffix(path, ".index"):
+			if _, err := decodeIndex(data); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		case strings.Contains(path, "/files-"):
+			if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != filepath.Base(path) {
+				t.Errorf("%s is half-written", path)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if used, had := int64(st.Blocks-st.Bfree)*st.Bsize, int64(st.Files-st.Ffree); used > blocks+files*st.Bsize || had > files {
+		t.Errorf("%d bytes and %d inodes are used, and only %d and %d have names", used, had, blocks, files)
+	}
+}
+
+// Wherever a process is killed that looks into an image, the cache is whole and takes no more space than what is in it.
+func TestKilledReaders(t *testing.T) {
+	dir, list := memoryDir(t), images(t)
+	start := time.Now()
+	if out, err := reader(context.Background(), 1, dir, 1<<30, list).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	whole := time.Since(start)
+	killed := 0
+	for n := range 100 {
+		if n%2 == 0 {
+			if err := os.RemoveAll(filepath.Join(dir, "layers")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.Int64N(int64(whole))))
+		err := reader(ctx, 100, dir, 512<<10, list).Run()
+		cancel()
+		if err != nil {
+			killed++
+		}
+		intact(t, dir)
+		if t.Failed() {
+			t.Fatalf("after %d", n)
+		}
+	}
+	if killed != 100 {
+		t.Errorf("%d of 100 were killed", killed)
+	}
+	if out, err := reader(context.Background(), 1, dir, 1<<30, list).CombinedOutput(); err != nil {
+		t.Errorf("after all: %v\n%s", err, out)
+	}
+}
+
+// Many sessions with one cache that is too small for them all and is removed now and then do not disturb each other.
+func TestConcurrentReaders(t *testing.T) {
+	dir, list := memoryDir(t), images(t)
+	const readers = 6
+	type end struct {
+		out []byte
+		err error
+	}
+	ended := make(chan end, readers)
+	for range readers {
+		go func() {
+			out, err := reader(context.Background(), 4, dir, 512<<10, list).CombinedOutput()
+			ended <- end{out, err}
+		}()
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for left := readers; left > 0; {
+		select {
+		case e := <-ended:
+			left--
+			if e.err != nil {
+				t.Errorf("%v: %s", e.err, bytes.TrimSpace(e.out))
+			}
+		case <-tick.C:
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(entries) > 0 {
+				_ = os.RemoveAll(filepath.Join(dir, entries[rand.IntN(len(entries))].Name())) // they write to it
+			}
+		}
+	}
+	intact(t, dir)
+}
