@@ -54,18 +54,19 @@ func TestLayersAreMerged(t *testing.T) {
 		upper []tar.Header
 		want  map[string]string
 	}{
-		"whiteouts":             {[]tar.Header{file("d/.wh.a", ""), file(".wh.gone", "")}, map[string]string{"d/a": "", "d/b": "b", "gone": "", "gone/x": ""}},
-		"of this layer not":     {[]tar.Header{file("d/a", "new"), file("d/.wh.a", "")}, map[string]string{"d/a": "new"}},
-		"opaque":                {[]tar.Header{folder("o"), file("o/new", "new"), file("o/.wh..wh..opq", "")}, map[string]string{"o": "/", "o/old": "", "o/new": "new"}},
-		"opaque first":          {[]tar.Header{file("o/.wh..wh..opq", ""), file("o/new", "new")}, map[string]string{"o/old": "", "o/new": "new"}},
-		"a name of a hard link": {[]tar.Header{file("f", "new")}, map[string]string{"f": "new", "g": "f"}},
-		"a link to below":       {[]tar.Header{hardlink("h", "d/a"), file(".wh.d", "")}, map[string]string{"h": "a", "d": ""}},
-		"through a link":        {[]tar.Header{file("l/new", "new")}, map[string]string{"d/new": "new", "l": "→/d"}},
-		"a file for a folder":   {[]tar.Header{file("d", "file")}, map[string]string{"d": "file"}},
-		"a folder for a link":   {[]tar.Header{folder("l"), file("l/x", "x")}, map[string]string{"l": "/", "l/x": "x", "d/x": ""}},
-		"a folder again":        {[]tar.Header{folder("d")}, map[string]string{"d/a": "a"}},
-		"missing folders":       {[]tar.Header{file("p/q/r", "r")}, map[string]string{"p/q/r": "r", "p": "/"}},
-		"aufs":                  {[]tar.Header{file(".wh..wh.plnk", ""), folder(".wh..wh.orph")}, map[string]string{".wh..wh.plnk": ""}},
+		"whiteouts":              {[]tar.Header{file("d/.wh.a", ""), file(".wh.gone", "")}, map[string]string{"d/a": "", "d/b": "b", "gone": "", "gone/x": ""}},
+		"of this layer not":      {[]tar.Header{file("d/a", "new"), file("d/.wh.a", "")}, map[string]string{"d/a": "new"}},
+		"opaque":                 {[]tar.Header{folder("o"), file("o/new", "new"), file("o/.wh..wh..opq", "")}, map[string]string{"o": "/", "o/old": "", "o/new": "new"}},
+		"opaque first":           {[]tar.Header{file("o/.wh..wh..opq", ""), file("o/new", "new")}, map[string]string{"o/old": "", "o/new": "new"}},
+		"a name of a hard link":  {[]tar.Header{file("f", "new")}, map[string]string{"f": "new", "g": "f"}},
+		"a link to below":        {[]tar.Header{hardlink("h", "d/a"), file(".wh.d", "")}, map[string]string{"h": "a", "d": ""}},
+		"through a link":         {[]tar.Header{file("l/new", "new")}, map[string]string{"d/new": "new", "l": "→/d"}},
+		"whiteouts below a file": {[]tar.Header{file("d", "file"), file("d/.wh.a", ""), file("d/sub/.wh.x", ""), file("no/.wh.x", "")}, map[string]string{"d": "file", "no": ""}},
+		"a file for a folder":    {[]tar.Header{file("d", "file")}, map[string]string{"d": "file"}},
+		"a folder for a link":    {[]tar.Header{folder("l"), file("l/x", "x")}, map[string]string{"l": "/", "l/x": "x", "d/x": ""}},
+		"a folder again":         {[]tar.Header{folder("d")}, map[string]string{"d/a": "a"}},
+		"missing folders":        {[]tar.Header{file("p/q/r", "r")}, map[string]string{"p/q/r": "r", "p": "/"}},
+		"aufs":                   {[]tar.Header{file(".wh..wh.plnk", ""), folder(".wh..wh.orph")}, map[string]string{".wh..wh.plnk": ""}},
 	} {
 		i := layout(t, "gzip", lower, tarOf(t, c.upper...)).must(cache(t))
 		t.Run(what, func(t *testing.T) { want(t, i, c.want) })

@@ -234,23 +234,14 @@ func (b *builder) applyEntry(e *entry) error {
 		return nil
 	}
 	name := parts[len(parts)-1]
+	if hidden, ok := strings.CutPrefix(name, whiteout); ok {
+		return b.hides(parts[:len(parts)-1], hidden)
+	}
 	parent, err := b.walk(0, parts[:len(parts)-1], true)
 	if err != nil {
 		return err
 	}
-	switch {
-	case name == opaque:
-		b.hideAll(parent)
-		return nil
-	case strings.HasPrefix(name, whiteout+whiteout):
-		return nil // aufs's own bookkeeping
-	case strings.HasPrefix(name, whiteout):
-		if name = strings.TrimPrefix(name, whiteout); name == "" || name == "." || name == ".." {
-			return errors.New("a whiteout of nothing")
-		}
-		b.hide(parent, name)
-		return nil
-	case e.kind == tar.TypeLink:
+	if e.kind == tar.TypeLink {
 		return b.link(parent, name, e.link)
 	}
 	old, there := b.inodes[parent].dir.byName[name]
@@ -266,6 +257,25 @@ func (b *builder) applyEntry(e *entry) error {
 		}
 	}
 	b.add(parent, name, i)
+	return nil
+}
+
+// hides applies a whiteout: what comes after ".wh." in its name, in a directory. There may be no such directory: umoci, for one,
+// also says that all is gone that was in a directory which is a file now.
+func (b *builder) hides(dir []string, name string) error {
+	switch name {
+	case "", ".", "..":
+		return errors.New("a whiteout of nothing")
+	}
+	parent, err := b.walk(0, dir, false)
+	switch {
+	case err != nil:
+	case whiteout+name == opaque:
+		b.hideAll(parent)
+	case strings.HasPrefix(name, whiteout): // aufs's own bookkeeping
+	default:
+		b.hide(parent, name)
+	}
 	return nil
 }
 
