@@ -13,7 +13,20 @@ require (
 	golang.org/x/sys v0.41.0
 )
 
-require github.com/klauspost/compress v1.18.0
+require (
+	github.com/docker/cli v28.2.2+incompatible
+	github.com/google/go-containerregistry v0.20.6
+	github.com/klauspost/compress v1.18.0
+)
+
+require (
+	github.com/docker/distribution v2.8.3+incompatible // indirect
+	github.com/docker/docker-credential-helpers v0.9.3 // indirect
+	github.com/mitchellh/go-homedir v1.1.0 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/pkg/errors v0.9.1 // indirect
+	github.com/sirupsen/logrus v1.9.3 // indirect
+)
 
 // go-lxc has no releases. This is Debian's copy of it, package golang-gopkg-lxc-go-lxc.v2-dev, which .ci/setup
 // installs: of 2022 in Debian 12, of 2024 in Debian 13.

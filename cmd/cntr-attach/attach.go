@@ -28,6 +28,9 @@ func attach(ctx context.Context, o *options) (int, error) {
 	if o.host != "" {
 		return 0, o.overSSH()
 	}
+	if err := o.findImage(ctx); err != nil {
+		return 0, err
+	}
 	interactive := o.pty || (!o.pipe && isTerminal(os.Stdin) && isTerminal(os.Stdout))
 	want := session.Spec{
 		Command: o.argv(), Shell: len(o.command) == 0, Env: o.env, CallerEnv: o.environment(), Dir: o.workingDirectory(), User: o.user,

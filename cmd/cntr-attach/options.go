@@ -184,6 +184,9 @@ func absolute(name string, elsewhere bool) (string, error) {
 		}
 		return filepath.Abs(name)
 	}
+	if strings.HasPrefix(name, inRegistry) {
+		return name, nil
+	}
 	_, err := image.ParseRef(name)
 	return name, err
 }

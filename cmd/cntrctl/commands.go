@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/internal/oci"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 )
 
@@ -57,6 +58,16 @@ func images(ctx context.Context, o *options, c *dbus.Client) error {
 	}
 	for _, i := range all {
 		t.rows = append(t.rows, []any{i.Name, i.Type, i.Path})
+	}
+	// The service knows those of the system.
+	if own, err := oci.UserStore(); err == nil && own.Path != oci.SystemStore {
+		list, err := own.List()
+		if err != nil {
+			return err
+		}
+		for _, i := range list {
+			t.rows = append(t.rows, []any{i.Name, oci.Layout, own.Path})
+		}
 	}
 	return o.show(t)
 }

@@ -120,6 +120,7 @@ func TestShellsComplete(t *testing.T) {
 	})
 	t.Run("who may look", func(t *testing.T) {
 		allowed(t)
+		importTools(t)
 		each(t, func(p *typist, _ string) {
 			p.complete("cntr-attach sl", "X", "cntr-attach slim X")
 			p.complete("cntr-attach nspawn:sl", "X", "cntr-attach nspawn:slim X")
@@ -131,6 +132,9 @@ func TestShellsComplete(t *testing.T) {
 				p.complete("cntrctl "+command+" "+s.ID[:5], "X", "cntrctl "+command+" "+s.ID+" X")
 			}
 			p.complete("cntrctl mon", "", "cntrctl monitor")
+			p.complete("cntrctl imp", "", "cntrctl import")
+			p.complete("cntrctl remove too", "X", "cntrctl remove tools X")
+			p.complete("cntr-attach --image=too", "", "cntr-attach --image=tools")
 			p.complete("cntrctl --no-leg", "", "cntrctl --no-legend")
 		})
 	})

@@ -46,6 +46,9 @@ func run(ctx context.Context, args []string) int {
 
 // run connects and runs the command.
 func (o *options) run(ctx context.Context) error {
+	if o.command.alone {
+		return o.command.run(ctx, o, nil)
+	}
 	client, err := dbus.Connect(ctx)
 	if err != nil {
 		return err

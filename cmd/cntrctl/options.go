@@ -15,7 +15,7 @@ import (
 
 const usage = `cntrctl [OPTIONS…] COMMAND
 
-List machines that can be attached to, and the sessions in them.
+List machines that can be attached to, sessions in them, and images.
 
   list              Machines [what is done without COMMAND]
   sessions          Sessions that run
@@ -23,6 +23,8 @@ List machines that can be attached to, and the sessions in them.
   terminate ID…     End sessions
   kill ID…          Send a signal to the processes of sessions
   images            What can be the tools in a session
+  import IMAGE [NAME]  Bring an image here: docker://NAME, oci:DIRECTORY, …
+  remove NAME…      Remove images that were imported
   monitor           Tell of sessions as they start and end
 
   -s, --signal=SIGNAL  What kill sends [SIGTERM]
@@ -36,23 +38,26 @@ List machines that can be attached to, and the sessions in them.
 
 // command is one of cntrctl's.
 type command struct {
-	ids bool // it takes the ids of sessions, at least one
-	run func(context.Context, *options, *dbus.Client) error
+	args  string // what it takes: "" is nothing; "…" at the end: several
+	alone bool   // it does without the service
+	run   func(context.Context, *options, *dbus.Client) error
 }
 
 var commands = map[string]command{
 	"list":      {run: list},
 	"sessions":  {run: sessions},
-	"status":    {ids: true, run: status},
-	"terminate": {ids: true, run: terminate},
-	"kill":      {ids: true, run: kill},
+	"status":    {args: "session…", run: status},
+	"terminate": {args: "session…", run: terminate},
+	"kill":      {args: "session…", run: kill},
 	"images":    {run: images},
+	"import":    {args: "image [NAME]", alone: true, run: importImage},
+	"remove":    {args: "image…", alone: true, run: removeImages},
 	"monitor":   {run: monitor},
 }
 
 type options struct {
 	command    command
-	ids        []string
+	args       []string
 	signal     int
 	json       string // "short", "pretty" or "off"
 	noLegend   bool
@@ -92,19 +97,38 @@ func parseOptions(args []string) (*options, error) {
 	}
 	name := "list"
 	if f.NArg() > 0 {
-		name, o.ids = f.Arg(0), f.Args()[1:]
+		name, o.args = f.Arg(0), f.Args()[1:]
 	}
 	command, known := commands[name]
 	switch {
 	case !known:
 		return nil, fail.New(fail.InvalidArgument, hint, "there is no command %q", name)
-	case command.ids && len(o.ids) == 0:
-		return nil, fail.New(fail.InvalidArgument, "cntrctl sessions shows the ids", "which session?")
-	case !command.ids && len(o.ids) > 0:
-		return nil, fail.New(fail.InvalidArgument, hint, "%s takes no argument %q", name, o.ids[0])
+	}
+	if err := command.takes(name, o.args); err != nil {
+		return nil, err
 	}
 	o.command = command
 	return o, nil
+}
+
+// takes checks the number of a command's arguments.
+func (c command) takes(name string, args []string) error {
+	most := 0
+	switch {
+	case strings.HasSuffix(c.args, "…"):
+		most = len(args)
+	case c.args != "":
+		most = len(strings.Fields(c.args))
+	}
+	switch what := strings.TrimSuffix(strings.Fields(c.args + " -")[0], "…"); {
+	case c.args != "" && len(args) == 0 && what == "session":
+		return fail.New(fail.InvalidArgument, "cntrctl sessions shows the ids", "which session?")
+	case c.args != "" && len(args) == 0:
+		return fail.New(fail.InvalidArgument, "see cntrctl --help", "which %s?", what)
+	case len(args) > most:
+		return fail.New(fail.InvalidArgument, "see cntrctl --help", "%s takes no argument %q", name, args[most])
+	}
+	return nil
 }
 
 // parseSignal takes "SIGHUP", "HUP" and "1".
@@ -122,10 +146,10 @@ func parseSignal(s string) (int, error) {
 	return 0, fail.New(fail.InvalidArgument, "kill -l lists them", "there is no signal %q", s)
 }
 
-// each runs f for all ids, and goes on where it fails. All but the last error are told here.
+// each runs f for all arguments, and goes on where it fails. All but the last error are told here.
 func (o *options) each(f func(id string) error) error {
 	var last error
-	for _, id := range o.ids {
+	for _, id := range o.args {
 		if err := f(id); err != nil {
 			if last != nil {
 				fmt.Fprintf(stderr, "cntrctl: %v\n", last)

@@ -17,11 +17,13 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
+	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
 // Image is what a name stands for. It has not been looked at.
@@ -65,7 +67,7 @@ func (i *Image) String() string {
 // OfMachine makes a machine an image. It takes the machine over.
 func OfMachine(m *machine.Machine) *Image { return &Image{Name: m.Ref(), Machine: m} }
 
-// Store knows images by name: machined's.
+// Store knows images by name: machined's. An imported image comes first, and needs no machined.
 type Store interface {
 	// Image finds one. Errors carry fail.NoSuchImage where that is it.
 	Image(ctx context.Context, name string) (machine.ImageInfo, error)
@@ -73,7 +75,17 @@ type Store interface {
 }
 
 // Finder makes images of names.
-type Finder struct{ Store }
+type Finder struct {
+	Store
+	Imported oci.Store // images that were imported; the zero value is the system's
+}
+
+func (f Finder) imported() oci.Store {
+	if f.Imported.Path == "" {
+		return oci.Store{Path: oci.SystemStore}
+	}
+	return f.Imported
+}
 
 // Find finds the image that r names, which is no machine. An unknown name is fail.NoSuchImage with the nearest
 // names as hint; whether a path leads anywhere is for [Open] to find out.
@@ -85,6 +97,14 @@ func (f Finder) Find(ctx context.Context, r Ref) (*Image, error) {
 		return &Image{Name: r.String(), Path: r.Path, OCI: r.OCI, Tag: r.Tag}, nil
 	case r.Machine != "":
 		return nil, fmt.Errorf("the machine %q as an image", r.Machine)
+	}
+	store := f.imported()
+	_, found, err := store.Find(func(i oci.Imported) bool { return i.Name == r.Name })
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		return &Image{Name: r.Name, Path: store.Path, OCI: oci.Layout, Tag: r.Name}, nil
 	}
 	info, err := f.Image(ctx, r.Name)
 	if fail.Is(err, fail.NoSuchImage) {
@@ -102,11 +122,15 @@ type Row struct{ Name, Type, Path string }
 // List returns the host and the images that have names, with an error if those could not be had.
 func (f Finder) List(ctx context.Context) ([]Row, error) {
 	rows := []Row{{host, host, "/"}}
+	imported, failed := f.imported().List()
+	for _, i := range imported {
+		rows = append(rows, Row{i.Name, oci.Layout, f.imported().Path})
+	}
 	list, err := f.Images(ctx)
 	for _, i := range list {
 		rows = append(rows, Row{i.Name, i.Type, i.Path})
 	}
-	return rows, err
+	return rows, errors.Join(failed, err)
 }
 
 // hint names the images that come nearest to a name.

@@ -39,7 +39,7 @@ func ParseRef(s string) (Ref, error) {
 	case typed && isOCI(kind):
 		return parseOCI(kind, name)
 	case kind == "docker" && strings.HasPrefix(name, "//"):
-		return Ref{}, fail.New(fail.InvalidArgument, "skopeo copy "+s+" oci:/srv/tools makes oci:/srv/tools of it",
+		return Ref{}, fail.New(fail.InvalidArgument, "cntrctl import "+s+" brings it here",
 			"the image %q is in a registry", s)
 	case strings.Contains(s, "/"):
 		return Ref{}, fail.New(fail.InvalidArgument, "give an absolute path", "invalid image %q: it is no absolute path", s)

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -25,7 +26,11 @@ import (
 // TestMain is also what is killed: a process that opens images and reads all of them, as sessions do.
 func TestMain(m *testing.M) {
 	if args := os.Getenv("OCI_TEST_CHILD"); args != "" {
-		if err := readImages(strings.Split(args, ":")); err != nil {
+		do := readImages
+		if rest, ok := strings.CutPrefix(args, "import:"); ok {
+			args, do = rest, importImages
+		}
+		if err := do(strings.Split(args, ":")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -53,8 +58,33 @@ func readImages(args []string) error {
 	return nil
 }
 
+// importImages imports images and removes them: the number of rounds, the store, the layouts.
+func importImages(args []string) error {
+	rounds, _ := strconv.Atoi(args[0])
+	s := Store{args[1]}
+	for n := range rounds {
+		for _, at := range rand.Perm(len(args) - 2) {
+			source, err := OpenSource(Layout, args[2+at], "")
+			if err != nil {
+				return err
+			}
+			err = s.Import(context.Background(), fmt.Sprint("image", at), "", source, func(int64, int64) {})
+			if err := errors.Join(err, source.Close()); err != nil {
+				return err
+			}
+		}
+		if n%2 == 1 {
+			if err := s.Remove("image0"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func readImage(path string, c *Cache) error {
-	i, err := Load(Layout, path, "", OpenAsUs, c)
+	path, tag, _ := strings.Cut(path, "#")
+	i, err := Load(Layout, path, tag, OpenAsUs, c)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -110,8 +140,12 @@ func memoryDir(t *testing.T) string {
 }
 
 func reader(ctx context.Context, rounds int, dir string, limit int, images []string) *exec.Cmd {
+	return child(ctx, append([]string{fmt.Sprint(rounds), dir, fmt.Sprint(limit)}, images...)...)
+}
+
+func child(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "OCI_TEST_CHILD="+strings.Join(append([]string{fmt.Sprint(rounds), dir, fmt.Sprint(limit)}, images...), ":"))
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "OCI_TEST_CHILD="+strings.Join(args, ":"))
 	return cmd
 }
 
@@ -141,7 +175,7 @@ func intact(t *testing.T, dir string) {
 			if _, err := decodeIndex(data); err != nil {
 				t.Errorf("%s: %v", path, err)
 			}
-		case strings.Contains(path, "/files-"):
+		case strings.Contains(path, "/files-"), strings.Contains(path, "/blobs/"):
 			if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != filepath.Base(path) {
 				t.Errorf("%s is half-written", path)
 			}
@@ -227,6 +261,60 @@ func TestConcurrentReaders(t *testing.T) {
 				_ = os.RemoveAll(filepath.Join(dir, entries[rand.IntN(len(entries))].Name())) // they write to it
 			}
 		}
+	}
+	intact(t, dir)
+}
+
+// Wherever an import or a removal is killed, the images of the store are whole, and the next import gives back what was not finished.
+func TestKilledImports(t *testing.T) {
+	dir, list := memoryDir(t), images(t)
+	s := Store{filepath.Join(dir, "store")}
+	args := append([]string{"import", "1000", s.Path}, list...)
+	start := time.Now()
+	if out, err := child(context.Background(), append([]string{"import", "2", s.Path}, list...)...).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	whole, seen := time.Since(start), 0
+	for n := range 100 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.Int64N(int64(whole))))
+		out, err := child(ctx, args...).CombinedOutput()
+		cancel()
+		if err == nil || len(out) > 0 {
+			t.Fatalf("after %d: %v\n%s", n, err, out)
+		}
+		intact(t, dir)
+		imported, err := s.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := cache(t)
+		for _, i := range imported {
+			seen++
+			if err := readImage(s.Path+"#"+i.Name, c); err != nil {
+				t.Errorf("after %d: %v", n, err)
+			}
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	if seen < 100 {
+		t.Errorf("only %d images were seen", seen)
+	}
+	for n := range list {
+		if err := s.Remove(fmt.Sprint("image", n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	source, err := OpenSource(Layout, layout(t, "plain", tarOf(t, file("a", "a"))).path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Import(context.Background(), "small", "", source, silent); err != nil {
+		t.Error(err)
+	}
+	if blobs, partial := s.blobs(t); blobs != 3 || partial != 0 {
+		t.Errorf("%d blobs are left, %d of them partial", blobs, partial)
 	}
 	intact(t, dir)
 }

@@ -50,15 +50,9 @@ type piece struct {
 // Load opens an image: of a kind, at a path, with a tag. It reads layers that the cache does not know as a whole. The Image
 // owns what it opened, and uses the cache until it is closed.
 func Load(kind, path, tag string, as Open, cache *Cache) (_ *Image, err error) {
-	var source files = directory{path, as}
-	if kind != Layout {
-		f, err := as(path)
-		if err != nil {
-			return nil, err
-		}
-		if source, err = openArchive(f); err != nil {
-			return nil, err
-		}
+	source, err := openFiles(kind, path, as)
+	if err != nil {
+		return nil, err
 	}
 	i := &Image{builder: newBuilder(), cache: cache, zstd: sync.OnceValues(func() (*zstd.Decoder, error) {
 		return zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(frameSize))

@@ -3,6 +3,7 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -170,6 +171,21 @@ func TestArchives(t *testing.T) {
 		if err != nil {
 			t.Errorf("%q: %v", c, err)
 			continue
+		}
+		want(t, i, map[string]string{"f": "content"})
+		_ = i.Close()
+		// The same, imported.
+		s := Store{t.TempDir()}
+		source, err := OpenSource(c[0], filepath.Join(l.path, c[1]), c[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Import(context.Background(), "x", "", source, silent); err != nil {
+			t.Fatal(err)
+		}
+		_ = source.Close()
+		if i, err = Load(Layout, s.Path, "x", OpenAsUs, cache(t)); err != nil {
+			t.Fatal(err)
 		}
 		want(t, i, map[string]string{"f": "content"})
 		_ = i.Close()

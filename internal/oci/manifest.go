@@ -39,14 +39,14 @@ func digestOf(data []byte) Digest {
 
 // descriptor is the OCI content descriptor, as much of it as matters here.
 type descriptor struct {
-	MediaType   string            `json:"mediaType"`
+	MediaType   string            `json:"mediaType,omitempty"`
 	Digest      Digest            `json:"digest"`
 	Size        int64             `json:"size"`
-	Annotations map[string]string `json:"annotations"`
+	Annotations map[string]string `json:"annotations,omitempty"`
 	Platform    *struct {
 		OS   string `json:"os"`
 		Arch string `json:"architecture"`
-	} `json:"platform"`
+	} `json:"platform,omitempty"`
 }
 
 func (d *descriptor) forHere() bool {
@@ -89,33 +89,42 @@ const refName = "org.opencontainers.image.ref.name"
 
 // describeOCI reads what a layout says of the image with a tag; without one, of the only image.
 func describeOCI(f files, tag string) (*description, error) {
-	b, err := f.open("index.json")
+	_, m, err := findManifest(f, tag)
 	if err != nil {
 		return nil, err
+	}
+	return describe(f, m)
+}
+
+// findManifest finds the manifest of an image in a layout.
+func findManifest(f files, tag string) ([]byte, *manifest, error) {
+	b, err := f.open("index.json")
+	if err != nil {
+		return nil, nil, err
 	}
 	defer b.Close()
 	data, err := b.document()
 	if err != nil {
-		return nil, fmt.Errorf("index.json: %w", err)
+		return nil, nil, fmt.Errorf("index.json: %w", err)
 	}
 	for depth := 0; ; depth++ {
-		var m manifest
-		if err := json.Unmarshal(data, &m); err != nil {
-			return nil, fmt.Errorf("its index or manifest: %w", err)
+		m := &manifest{}
+		if err := json.Unmarshal(data, m); err != nil {
+			return nil, nil, fmt.Errorf("its index or manifest: %w", err)
 		}
 		if m.Config != nil {
-			return describe(f, &m)
+			return data, m, nil
 		}
 		if depth == maxDepth {
-			return nil, fmt.Errorf("indexes are nested more than %d deep", maxDepth)
+			return nil, nil, fmt.Errorf("indexes are nested more than %d deep", maxDepth)
 		}
 		next, err := m.choose(tag, depth > 0)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		tag = "" // the first index has them
 		if data, err = verified(f, next.Digest); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 }
@@ -148,6 +157,17 @@ func (m *manifest) choose(tag string, first bool) (*descriptor, error) {
 }
 
 func blobName(d Digest) string { return "blobs/sha256/" + d.hex() }
+
+// Verify checks that data is what has the digest.
+func (d Digest) Verify(data []byte) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	if got := digestOf(data); got != d {
+		return fmt.Errorf("its digest is not %s but %s", d, got)
+	}
+	return nil
+}
 
 // verified reads a document by its digest.
 func verified(f files, d Digest) ([]byte, error) {
@@ -207,13 +227,36 @@ func (d *description) configure(data []byte) error {
 
 // describeDocker reads what an archive of docker save says of the image with a name; without one, of the only image.
 func describeDocker(f files, tag string) (*description, error) {
-	b, err := f.open("manifest.json")
+	config, layers, err := findDocker(f, tag)
 	if err != nil {
 		return nil, err
 	}
+	b, err := f.open(config)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
 	data, err := b.document()
 	if err != nil {
-		return nil, fmt.Errorf("manifest.json: %w", err)
+		return nil, fmt.Errorf("%s: %w", config, err)
+	}
+	d := &description{}
+	for _, name := range layers {
+		d.layers = append(d.layers, layer{name: name})
+	}
+	return d, d.configure(data)
+}
+
+// findDocker finds the names of the configuration and the layers of an image in an archive of docker save.
+func findDocker(f files, tag string) (config string, layers []string, err error) {
+	b, err := f.open("manifest.json")
+	if err != nil {
+		return "", nil, err
+	}
+	defer b.Close()
+	data, err := b.document()
+	if err != nil {
+		return "", nil, fmt.Errorf("manifest.json: %w", err)
 	}
 	var list []struct {
 		Config   string
@@ -221,7 +264,7 @@ func describeDocker(f files, tag string) (*description, error) {
 		Layers   []string
 	}
 	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fmt.Errorf("manifest.json: %w", err)
+		return "", nil, fmt.Errorf("manifest.json: %w", err)
 	}
 	found := -1
 	for i, m := range list {
@@ -234,17 +277,7 @@ func describeDocker(f files, tag string) (*description, error) {
 		}
 	}
 	if found < 0 {
-		return nil, fmt.Errorf("it has %d images, and none is %q", len(list), tag)
+		return "", nil, fmt.Errorf("it has %d images, and none is %q", len(list), tag)
 	}
-	if b, err = f.open(list[found].Config); err != nil {
-		return nil, err
-	}
-	if data, err = b.document(); err != nil {
-		return nil, fmt.Errorf("%s: %w", list[found].Config, err)
-	}
-	d := &description{}
-	for _, name := range list[found].Layers {
-		d.layers = append(d.layers, layer{name: name})
-	}
-	return d, d.configure(data)
+	return list[found].Config, list[found].Layers, nil
 }

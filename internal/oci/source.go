@@ -23,6 +23,18 @@ type files interface {
 	Close() error
 }
 
+// openFiles opens what an image of a kind consists of.
+func openFiles(kind, path string, as Open) (files, error) {
+	if kind == Layout {
+		return directory{path, as}, nil
+	}
+	f, err := as(path)
+	if err != nil {
+		return nil, err
+	}
+	return openArchive(f)
+}
+
 // blob is a file of an image.
 type blob struct {
 	io.ReaderAt

@@ -6,7 +6,7 @@ _cntrctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $word in
-        list | sessions | status | terminate | kill | images | monitor)
+        list | sessions | status | terminate | kill | images | import | remove | monitor)
             verb=$word
             break
             ;;
@@ -33,10 +33,15 @@ _cntrctl() {
         return
     fi
     case $verb in
-    '') mapfile -t COMPREPLY < <(compgen -W 'list sessions status terminate kill images monitor' -- "$cur") ;;
+    '') mapfile -t COMPREPLY < <(compgen -W 'list sessions status terminate kill images import remove monitor' -- "$cur") ;;
     status | terminate | kill)
         mapfile -t COMPREPLY < <(compgen -W "$(cntrctl sessions --no-legend --no-pager --no-ask-password 2>/dev/null |
             cut -d ' ' -f 1)" -- "$cur")
+        ;;
+    import) mapfile -t COMPREPLY < <(compgen -W 'docker:// oci:/ oci-archive:/ docker-archive:/' -- "$cur") && compopt -o nospace ;;
+    remove)
+        mapfile -t COMPREPLY < <(compgen -W "$(cntrctl images --no-legend --no-pager --no-ask-password 2>/dev/null |
+            awk '$2 == "oci" { print $1 }')" -- "$cur")
         ;;
     esac
 }

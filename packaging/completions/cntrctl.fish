@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # fish completion for cntrctl. Ids come from the service, which tells them to those who may list sessions.
 
-set -l commands list sessions status terminate kill images monitor
+set -l commands list sessions status terminate kill images import remove monitor
 
 complete -c cntrctl -f
 complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a list -d 'Machines'
@@ -10,7 +10,11 @@ complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a status -d 
 complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a terminate -d 'End sessions'
 complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a kill -d 'Send a signal'
 complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a images -d 'What can be the tools'
+complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a import -d 'Bring an image here'
+complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a remove -d 'Remove imported images'
 complete -c cntrctl -n "not __fish_seen_subcommand_from $commands" -a monitor -d 'Follow sessions'
+complete -c cntrctl -n '__fish_seen_subcommand_from import' -a 'docker:// oci:/ oci-archive:/ docker-archive:/'
+complete -c cntrctl -n '__fish_seen_subcommand_from remove' -a '(cntrctl images --no-legend --no-pager --no-ask-password 2>/dev/null | string match -r "^\S+(?= +oci )")'
 complete -c cntrctl -n '__fish_seen_subcommand_from status terminate kill' -a '(cntrctl sessions --no-legend --no-pager --no-ask-password 2>/dev/null | string split -f 1 " ")'
 complete -c cntrctl -s s -l signal -x -d 'What kill sends'
 complete -c cntrctl -l json -x -a 'short pretty off' -d 'Output as JSON'
