@@ -257,6 +257,24 @@ func TestHostileDirectoryIsContained(t *testing.T) {
 	}
 }
 
+// Set-id bits of an OCI image count if who named its layers is root, and stand for the users of the machine.
+func TestSetIDOfOCIImage(t *testing.T) {
+	dir := t.TempDir()
+	must(t, "sh", "-ec", `cd "$1"; mkdir -p root/bin
+		for file in /usr/bin/id $(ldd /usr/bin/id | grep -o '/[^ ]*'); do mkdir -p "root/$(dirname $file)"; cp -L $file root/$file; done
+		cp /usr/bin/id root/setid; chown 1000:1000 root/setid; chmod 6755 root/setid
+		umoci init --layout layout; umoci new --image layout:1; umoci insert --image layout:1 root /`, "sh", dir)
+	must(t, "chmod", "0755", filepath.Dir(dir), dir)
+	for owner, want := range map[string]string{"root": "1000\n", "1000": "65534\n"} {
+		must(t, "chown", owner, dir+"/layout/index.json")
+		for _, target := range []string{slim, userns} {
+			if got := succeeds(t, "--image=oci:"+dir+"/layout", "--user=65534", target, "/setid", "-u"); got != want {
+				t.Errorf("an index of %s's, in %s: %q", owner, target, got)
+			}
+		}
+	}
+}
+
 func TestSessionTellsItsImage(t *testing.T) {
 	newTools(t)
 	sleeper(t, "--image="+toolsDir, slim)

@@ -107,3 +107,45 @@ func TestDiskImagesOfUsers(t *testing.T) {
 		t.Errorf("a configured image: %q", out)
 	}
 }
+
+// An OCI image that root has configured is opened as root and read as who attaches, whatever they are in the machine. What they import
+// themselves is theirs; what root imports is everybody's.
+func TestOCIImagesOfUsers(t *testing.T) {
+	grant(t, "attach")
+	must(t, "sh", "-ec", `mkdir -p /srv/oci/root/bin /srv/oci/root/closed /srv/private /etc/cntr; cd /srv/oci; cp /usr/bin/busybox root/bin
+		for n in sh cat; do ln -sf busybox root/bin/$n; done
+		for n in hello secret alices closed/x; do echo $n >root/$n; done; chmod 600 root/secret root/alices; chmod 700 root/closed; chown alice root/alices
+		umoci init --layout layout; umoci new --image layout:1; umoci insert --image layout:1 root /
+		chmod -R go+rX layout; cp -a layout /srv/private/; chmod 700 /srv/private`)
+	t.Cleanup(func() {
+		must(t, "rm", "-rf", "/srv/oci", "/srv/private", "/etc/cntr", "/home/alice/.local", "/var/lib/cntr/images")
+	})
+	read := []string{"debu", "sh", "-c", "for n in hello alices secret closed/x; do cat /$n 2>/dev/null || echo none; done"}
+	must(t, "sh", "-ec", "printf '[Attach]\\nImage=oci:/srv/private/layout\\n' >/etc/cntr/attach.conf")
+	if out, _ := asAliceWith(t, read...); out != "hello\nalices\nnone\nnone" {
+		t.Errorf("the configured image: %q", out)
+	}
+	if out, ok := asAliceWith(t, append([]string{"--image=oci:/srv/private/layout"}, read...)...); ok || !strings.Contains(out, "you may not open the image") {
+		t.Errorf("the same image, named: %q", out)
+	}
+	// Layers that alice can read hide nothing.
+	if out, _ := asAliceWith(t, append([]string{"--image=oci:/srv/oci/layout"}, read...)...); out != "hello\nalices\nsecret\nclosed/x" {
+		t.Errorf("an image of readable layers: %q", out)
+	}
+	must(t, "cntrctl", "import", "oci:/srv/oci/layout", "roots")
+	if out, ok := try(t, alice("env", "HOME=/home/alice", "cntrctl", "import", "oci:/srv/oci/layout", "alices")...); !ok {
+		t.Fatalf("%q", out)
+	}
+	for _, name := range []string{"roots", "alices"} {
+		out, _ := try(t, alice("env", "HOME=/home/alice", "cntr-attach", "--chdir=/", "--no-ask-password", "--image="+name, "debu", "cat", "/hello")...)
+		if out != "hello" {
+			t.Errorf("%s: %q", name, out)
+		}
+	}
+	if out, ok := try(t, "cntr-attach", "--image=alices", "debu", "cat", "/hello"); ok || !strings.Contains(out, `no image is called "alices"`) {
+		t.Errorf("root has alice's image: %q", out)
+	}
+	if out, ok := try(t, alice("env", "HOME=/home/alice", "cntrctl", "remove", "roots")...); ok || !strings.Contains(out, `no image was imported as "roots"`) {
+		t.Errorf("alice removes root's: %q", out)
+	}
+}
