@@ -72,6 +72,9 @@ func (fs *tree) getattr(n *inode, fh uint64, hasFh bool, out *raw.AttrOut) raw.S
 	if err := statFD(l.fd, &stx); err != nil {
 		return status(err)
 	}
+	if stx.Nlink != 1 {
+		n.told.Store(false)
+	}
 	out.SetTimeout(fs.attrTimeout(n, b))
 	fs.fill(n, &stx, &out.Attr)
 	return raw.OK

@@ -46,7 +46,7 @@ type watched struct {
 	begun  int64 // of counting events, likewise
 	events int
 
-	misses map[string]struct{} // names that the kernel was told not to be there; guarded by watcher.mu
+	misses map[string]struct{} // names that the kernel was told not to be there, nil if given up; guarded by watcher.mu
 }
 
 // watching says whether changes in a directory are seen.
@@ -68,7 +68,6 @@ const (
 	watchedEvents = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO | unix.FAN_ATTRIB |
 		unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE | unix.FAN_ONDIR | unix.FAN_EVENT_ON_CHILD
 	nameEvents = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO
-	goneEvents = unix.FAN_DELETE | unix.FAN_MOVED_FROM
 
 	// capHasExpireOnly is FUSE_HAS_EXPIRE_ONLY, which kernels from 6.2 on offer. Before, a name could only be dropped, and
 	// with it whatever is mounted there.
@@ -102,7 +101,7 @@ func (w *watcher) close() {
 	}
 }
 
-// wake ends run.
+// wake ends watch.
 func (w *watcher) wake() {
 	one := [8]byte{0: 1}
 	_, _ = unix.Write(w.stop, one[:])
@@ -165,7 +164,7 @@ func (w *watcher) missed(dir *inode, name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	d := dir.watch.Load()
-	if d == nil || len(d.misses) >= maxMisses {
+	if d == nil || d.misses == nil || len(d.misses) >= maxMisses {
 		return false
 	}
 	d.misses[name] = struct{}{}
@@ -319,7 +318,7 @@ func (fs *tree) changed(e *event) {
 	w := fs.watcher
 	w.mu.Lock()
 	dirs := append([]*inode(nil), w.dirs[e.dir]...)
-	if e.mask&unix.FAN_Q_OVERFLOW != 0 {
+	if e.mask&unix.FAN_Q_OVERFLOW != 0 { // lost events are seen after Options.Watch, but for these
 		for _, list := range w.dirs {
 			dirs = append(dirs, list...)
 		}
@@ -330,6 +329,9 @@ func (fs *tree) changed(e *event) {
 		busy = dir.watch.Load().tooMuch() || busy
 	}
 	for _, dir := range dirs {
+		if !fs.mounts.hold(dir.mnt) {
+			continue // forgotten meanwhile
+		}
 		if busy {
 			fs.giveUp(dir)
 		}
@@ -345,6 +347,7 @@ func (fs *tree) changed(e *event) {
 		if e.child != "" && e.name != "." {
 			fs.childChanged(dir, e)
 		}
+		fs.mounts.put(dir.mnt)
 	}
 }
 
@@ -427,7 +430,7 @@ func (fs *tree) childChanged(dir *inode, e *event) {
 	if n == nil {
 		return
 	}
-	if e.mask&goneEvents != 0 {
+	if e.mask&nameEvents != 0 { // it may have several names now, or one elsewhere
 		n.told.Store(false)
 	}
 	fs.watcher.expireInode(n)
