@@ -78,7 +78,14 @@ func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from strin
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	args := append([]string{"--mode=root", "--format=directory", "--include=" + strings.Join(r.Packages, ",")}, aptopts...)
-	args = append(append(args, r.Options...), suite, dir, from)
+	args = append(args, r.Options...)
+	sources := []string{from}
+	if len(r.Backports) > 0 {
+		sources = append(sources, "deb "+from+" "+suite+"-backports main")
+		args = append(args, `--customize-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --yes --option=DPkg::Chroot-Directory="$1" `+
+			`--target-release=`+suite+`-backports install `+strings.Join(r.Backports, " "))
+	}
+	args = append(append(args, suite, dir), sources...)
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	// It cleans up after itself if it is asked to stop, also if this process is killed.

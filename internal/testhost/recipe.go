@@ -16,6 +16,8 @@ type recipe struct {
 	Name     string
 	Packages []string
 	Options  []string // for mmdebstrap
+	// Backports are installed last, from the release's backports.
+	Backports []string
 }
 
 // recipes are the trees to build.

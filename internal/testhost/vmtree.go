@@ -2,11 +2,13 @@ package testhost
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,7 +23,8 @@ var vmRecipe = recipe{
 	Packages: []string{
 		"systemd", "systemd-sysv", "libpam-systemd", "systemd-container", "dbus", "dbus-bin", "polkitd",
 		"lxc", "fuse3", "kmod", "iproute2", "util-linux", "e2fsprogs", "udev",
-		"linux-image-cloud-amd64", "initramfs-tools", "zstd", "apparmor",
+		"linux-image-cloud-amd64", "initramfs-tools", "zstd", "apparmor", "selinux-policy-default", "policycoreutils",
+		"docker.io", "docker-cli", "bpftrace",
 		"bash", "bsdutils", "busybox-static", "curl", "gdb", "lsof", "procps", "psmisc", "python3", "strace", "tcpdump", "xxd",
 	},
 	Options: append(trimmed(),
@@ -32,7 +35,9 @@ var vmRecipe = recipe{
 			`printf 'virtio_pci\nvirtio_blk\next4\n' >"$1/etc/initramfs-tools/modules"`,
 		// Of AppArmor's profiles, which the emulated processor compiles at boot, only LXC's.
 		`--customize-hook=cd "$1/etc/apparmor.d" && find . -maxdepth 1 -type f ! -name 'lxc*' -delete`,
+		`--customize-hook=systemctl --root="$1" disable docker.service docker.socket containerd.service`,
 	),
+	Backports: []string{"linux-image-cloud-amd64"},
 }
 
 // vmUnit runs the tests when all else is up, and has them print where they are waited for.
@@ -48,16 +53,19 @@ StandardOutput=file:/dev/ttyS1
 StandardError=file:/dev/ttyS1
 `
 
-// layVM makes the virtual machine's tree in root: that of the test host, with the product and the tests.
-func layVM(ctx context.Context, cached, root, repo string, tests []vmTest) error {
+// layVM makes the virtual machine's tree in root: that of the test host, with the product, or a package of it to be installed, and the tests.
+func layVM(ctx context.Context, cached, root, repo, deb string, tests []vmTest) error {
 	if err := layTree(ctx, cached, root); err != nil {
 		return err
 	}
 	install := exec.CommandContext(ctx, "make", "--no-print-directory", "install", "DESTDIR="+root)
+	if deb != "" {
+		install = exec.CommandContext(ctx, "install", "-D", "-m", "0644", deb, filepath.Join(root, "var/lib/testhost/vm/package.deb"))
+	}
 	install.Dir = repo
 	install.Stdout, install.Stderr = os.Stderr, os.Stderr
 	if err := install.Run(); err != nil {
-		return fmt.Errorf("make install: %w", err)
+		return fmt.Errorf("install the product in %s: %w", root, err)
 	}
 	if err := mask(root, []string{"getty@tty1.service", "serial-getty@ttyS0.service", "systemd-timesyncd.service"}); err != nil {
 		return err
@@ -139,16 +147,42 @@ func makeImage(ctx context.Context, tree, image string) error {
 	return nil
 }
 
-// bootFile returns the newest of the tree's files in /boot with a prefix.
-func bootFile(tree, prefix string) (string, error) {
-	list, err := filepath.Glob(filepath.Join(tree, "boot", prefix+"-*"))
+// labelTree has the policy in a tree take on what the product adds to it, and gives the tree's files the labels that it says.
+func labelTree(ctx context.Context, root string) error {
+	for _, command := range [][]string{
+		{"semodule", "--noreload", "--install=/usr/share/selinux/packages/cntr-attach.cil"},
+		{"setfiles", "-F", "/etc/selinux/default/contexts/files/file_contexts", "/"},
+	} {
+		if out, err := exec.CommandContext(ctx, "chroot", append([]string{root}, command...)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s in %s: %w\n%s", command[0], root, err, tail(string(out), 30))
+		}
+	}
+	return nil
+}
+
+// bootFiles returns the tree's kernel and its initial RAM disk: of the two that it has, the release's or the newer one.
+func bootFiles(tree string, newer bool) (kernel, initrd string, err error) {
+	list, err := filepath.Glob(filepath.Join(tree, "boot", "vmlinuz-*"))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	if len(list) != 1 {
-		return "", fmt.Errorf("%s/boot has %d files %s-*, not one", tree, len(list), prefix)
+	if len(list) != 2 {
+		return "", "", fmt.Errorf("%s/boot has %d kernels, not two", tree, len(list))
 	}
-	return list[0], nil
+	version := func(path string) (major, minor int) {
+		_, _ = fmt.Sscanf(filepath.Base(path), "vmlinuz-%d.%d", &major, &minor)
+		return major, minor
+	}
+	slices.SortFunc(list, func(a, b string) int {
+		a1, a2 := version(a)
+		b1, b2 := version(b)
+		return cmp.Or(cmp.Compare(a1, b1), cmp.Compare(a2, b2))
+	})
+	kernel = list[0]
+	if newer {
+		kernel = list[1]
+	}
+	return kernel, strings.Replace(kernel, "/boot/vmlinuz-", "/boot/initrd.img-", 1), nil
 }
 
 // lastLines reads the end of a file.

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,8 +27,11 @@ const usage = `usage: testhost VERB
   shell [COMMAND…]      a shell in it, or one command
   run PROGRAM [ARG…]    copy a program in and run it, for "go test -exec"
   install               make install into it, and have systemd and D-Bus read their files again
-  vm TEST…              boot a virtual machine with Debian's kernel, run tests in it and switch it off; a TEST is the
-                        directory of a package, or DIRECTORY=PATTERN for some of its tests
+  vm [--selinux] [--newer-kernel] [--deb=FILE] TEST…
+                        boot a virtual machine with Debian's kernel, run tests in it and switch it off; a TEST is the
+                        directory of a package, or DIRECTORY=PATTERN for some of its tests. With SELinux in the place
+                        of AppArmor, with the kernel of Debian's backports, or with a Debian package of the product,
+                        which is installed there, tested before and after a reboot, and purged
 
 TESTHOST names one of several test hosts, TESTHOST_MIRROR the Debian mirror to build it from.
 `
@@ -79,7 +83,15 @@ func run(args []string) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		return host.VM(ctx, repo, args)
+		var options testhost.VMOptions
+		flags := flag.NewFlagSet("vm", flag.ContinueOnError)
+		flags.BoolVar(&options.SELinux, "selinux", false, "")
+		flags.BoolVar(&options.NewerKernel, "newer-kernel", false, "")
+		flags.StringVar(&options.Package, "deb", "", "")
+		if err := flags.Parse(args); err != nil {
+			return 2, nil
+		}
+		return host.VM(ctx, repo, options, flags.Args())
 	case "status":
 		text, running := host.Status(ctx)
 		fmt.Println(text)
