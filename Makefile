@@ -88,6 +88,7 @@ install: programs
 	@$(call data,$(wildcard dbus/org.cntr.*.service),$(datadir)/dbus-1/system-services)
 	@$(call data,$(wildcard dbus/org.cntr.*.conf),$(datadir)/dbus-1/system.d)
 	@$(call data,$(wildcard dbus/org.cntr.*.xml),$(datadir)/dbus-1/interfaces)
+	@$(call data,$(wildcard packaging/selinux/*.cil),$(datadir)/selinux/packages)
 	@$(call data,$(wildcard dbus/org.cntr.*.policy),$(datadir)/polkit-1/actions)
 	@$(foreach n,1 5 7 8,$(call data,$(wildcard packaging/man/*.$n),$(datadir)/man/man$n);)
 	@$(call data,$(wildcard packaging/completions/*.bash),$(datadir)/bash-completion/completions)

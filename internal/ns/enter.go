@@ -128,7 +128,11 @@ func (e *Entry) explain(p *plan, s stage, at int, errno unix.Errno) error {
 			hint := "commands come from the tools tree; the machine's own are below /var/lib/cntr"
 			return fail.New(fail.CommandNotFound, hint, "command not found: %q", name)
 		}
-		return fail.New(fail.CannotRun, "", "cannot run %q: %w", name, errno)
+		hint := ""
+		if errno == unix.EACCES && e.Label.Files != "" {
+			hint = fmt.Sprintf("SELinux may not let it run as %q: see man cntr-attachd, or try --label=off", e.Label.Name)
+		}
+		return fail.New(fail.CannotRun, hint, "cannot run %q: %w", name, errno)
 	case stageJoin:
 		steps = p.join.steps
 	case stageEnter:

@@ -99,10 +99,7 @@ func MountFUSE(writable, suid bool, label string) (device, mount *os.File, err e
 		// others from executing the file meanwhile (ETXTBSY).
 		options = append(options, option{"ro", ""})
 	}
-	if label != "" {
-		options = append(options, option{"context", label})
-	}
-	mount, err = detached("fuse", attributes, options...)
+	mount, err = detached("fuse", attributes, labelled(label, options...)...)
 	if err != nil {
 		_ = device.Close() // nothing was served on it
 		return nil, nil, fail.New(fail.NotSupported, "is /dev/fuse the FUSE device?", "mounting FUSE: %w", err)
@@ -110,26 +107,36 @@ func MountFUSE(writable, suid bool, label string) (device, mount *os.File, err e
 	return device, mount, nil
 }
 
+// labelled adds the option that gives all files of a file system the same label for SELinux, if there is a label.
+func labelled(label string, options ...option) []option {
+	if label == "" {
+		return options
+	}
+	return append(options, option{"context", label})
+}
+
 // MountTerminals makes a detached devpts of its own, so that the terminals of a session are neither the
-// host's nor the machine's (CVE-2025-52565 and its kin trusted the machine's). The ids are the host's.
-func MountTerminals(ttyGID uint32) (*os.File, error) {
-	return detached("devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC,
+// host's nor the machine's (CVE-2025-52565 and its kin trusted the machine's). The ids are the host's. With a label, all files have it for SELinux.
+func MountTerminals(ttyGID uint32, label string) (*os.File, error) {
+	return detached("devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, labelled(label,
 		option{"source", "devpts"},
 		option{"gid", strconv.FormatUint(uint64(ttyGID), 10)},
 		option{"mode", "620"},
-		option{"ptmxmode", "666"})
+		option{"ptmxmode", "666"})...)
 }
 
 // MountMemory makes a detached, empty tmpfs with the given mode for its root, "1777", and owner, in the host's terms.
-func MountMemory(mode string, uid uint32) (*os.File, error) {
-	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, option{"source", "tmpfs"}, option{"mode", mode},
-		option{"uid", strconv.FormatUint(uint64(uid), 10)})
+// With a label, all files have it for SELinux.
+func MountMemory(mode string, uid uint32, label string) (*os.File, error) {
+	return detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, labelled(label, option{"source", "tmpfs"}, option{"mode", mode},
+		option{"uid", strconv.FormatUint(uint64(uid), 10)})...)
 }
 
 // MountDevices makes a detached /dev with the devices that a container has (OCI runtime
-// specification, 'Default Devices'), for a machine that has none.
-func MountDevices() (_ *os.File, err error) {
-	dev, err := detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, option{"source", "tmpfs"}, option{"mode", "755"})
+// specification, 'Default Devices'), for a machine that has none. With a label, all have it for SELinux.
+func MountDevices(label string) (_ *os.File, err error) {
+	dev, err := detached("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC,
+		labelled(label, option{"source", "tmpfs"}, option{"mode", "755"})...)
 	if err != nil {
 		return nil, err
 	}

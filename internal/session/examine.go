@@ -19,15 +19,15 @@ type findings struct {
 const examineLimit = 2 * time.Second
 
 // examine looks into the machine. A machine that does not answer in time is given up: what waits for it is a
-// thread of this process, which ends then.
-func (p *process) examine(uids, gids []ns.Range) (*findings, error) {
+// thread of this process, which ends then. The label is that of the machine's files, for SELinux.
+func (p *process) examine(uids, gids []ns.Range, label string) (*findings, error) {
 	type answer struct {
 		*findings
 		err error
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		f, err := p.look(uids, gids)
+		f, err := p.look(uids, gids, label)
 		answered <- answer{f, err}
 	}()
 	select {
@@ -40,7 +40,7 @@ func (p *process) examine(uids, gids []ns.Range) (*findings, error) {
 	}
 }
 
-func (p *process) look(uids, gids []ns.Range) (*findings, error) {
+func (p *process) look(uids, gids []ns.Range, label string) (*findings, error) {
 	pid := p.leader.PID
 	root, err := ns.OpenRoot(pid)
 	if err != nil {
@@ -60,6 +60,6 @@ func (p *process) look(uids, gids []ns.Range) (*findings, error) {
 		return nil, err
 	}
 	const tty = 5 // the group's id on every distribution that has devpts' group set
-	f.tree, err = newTree(root, p.tools.Looks, pid, p.request.Info.Machine, outside(uids, f.account.uid), outside(gids, tty))
+	f.tree, err = newTree(root, p.tools.Looks, pid, p.request.Info.Machine, outside(uids, f.account.uid), outside(gids, tty), label)
 	return f, err
 }

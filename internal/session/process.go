@@ -211,7 +211,7 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 	if err := p.openTools(); err != nil {
 		return nil, err
 	}
-	m, err := p.examine(uids, gids)
+	m, err := p.examine(uids, gids, e.Label.Files)
 	if err != nil {
 		return nil, err
 	}

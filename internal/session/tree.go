@@ -28,14 +28,15 @@ type tree struct {
 	mounts  []ns.Mount
 	devpts  *os.File
 	sources []*os.File // to be closed with the tree
+	label   string     // of the files of its own, for SELinux
 }
 
 // newTree lays out a session's tree over the tools tree. Every mount point is made up by the file system,
 // so neither the tools tree nor the machine needs to have it. Sources in the machine are opened here, as
 // O_PATH descriptors below its root, and checked to be what they should be. owner is the command's user and ttyGID
-// the group of terminals, in the host's terms.
-func newTree(root *ns.Root, tools image.Looks, leader int, machine string, owner, ttyGID uint32) (_ *tree, err error) {
-	t := &tree{extra: map[string]fuse.Entry{}}
+// the group of terminals, in the host's terms; label, if any, is what the machine's files are labelled with for SELinux.
+func newTree(root *ns.Root, tools image.Looks, leader int, machine string, owner, ttyGID uint32, label string) (_ *tree, err error) {
+	t := &tree{extra: map[string]fuse.Entry{}, label: label}
 	defer func() {
 		if err != nil {
 			t.close()
@@ -51,7 +52,7 @@ func newTree(root *ns.Root, tools image.Looks, leader int, machine string, owner
 		}
 	}
 	// Over the machine's: the terminals of the session are its own.
-	if t.devpts, err = ns.MountTerminals(ttyGID); err != nil {
+	if t.devpts, err = ns.MountTerminals(ttyGID, label); err != nil {
 		return nil, err
 	}
 	t.own(t.devpts)
@@ -186,7 +187,7 @@ func (t *tree) proc(root *ns.Root, leader int) error {
 
 // private gives the session a directory in memory that only the command's user may enter.
 func (t *tree) private(owner uint32) error {
-	dir, err := ns.MountMemory("700", owner)
+	dir, err := ns.MountMemory("700", owner, t.label)
 	if err != nil {
 		return err
 	}
@@ -226,7 +227,7 @@ func (t *tree) dev(root *ns.Root) error {
 			return nil
 		}
 	}
-	own, err := ns.MountDevices()
+	own, err := ns.MountDevices(t.label)
 	if err != nil {
 		return err
 	}
@@ -249,7 +250,7 @@ func (t *tree) scratch(root *ns.Root, name, mode string) error {
 			return nil
 		}
 	}
-	own, err := ns.MountMemory(mode, 0)
+	own, err := ns.MountMemory(mode, 0, t.label)
 	if err != nil {
 		return err
 	}
