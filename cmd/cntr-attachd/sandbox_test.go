@@ -3,7 +3,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 )
@@ -16,10 +18,17 @@ func TestSandboxOfTheServiceWouldBreakSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Remove(probe) })
-	tests := []struct {
-		directive string
-		args      []string
-	}{
+	const container = "t-sandbox"
+	must(t, "/usr/lib/testhost/machine", "start", "lxc", container, "slim")
+	t.Cleanup(func() { must(t, "/usr/lib/testhost/machine", "stop", "lxc", container) })
+	// A session's commands have as many system call filters as this test.
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := regexp.MustCompile(`(?m)^Seccomp_filters:\s(\d+)$`).FindSubmatch(status)
+	filters := []string{"deb", "grep", "-q", fmt.Sprintf("^Seccomp_filters:.%s$", count[1]), "/proc/self/status"}
+	wouldBreak(t, []sandbox{
 		{"CapabilityBoundingSet=~CAP_NET_RAW", []string{"deb", "python3", "-c", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"}},
 		{"NoNewPrivileges=yes", []string{"deb", "grep", "-q", "NoNewPrivs:.0", "/proc/self/status"}},
 		{"SystemCallFilter=~@debug", []string{"deb", "strace", "-o", "/dev/null", "true"}},
@@ -35,8 +44,23 @@ func TestSandboxOfTheServiceWouldBreakSessions(t *testing.T) {
 		{"ReadOnlyPaths=/var/tmp", []string{"--writable", "deb", "touch", probe}},
 		{"ProtectHome=yes", []string{"deb", "test", "-e", "/home/alice"}},
 		{"PrivateTmp=yes", []string{"deb", "test", "-e", probe}},
+		{"SystemCallArchitectures=native", filters},
+		{"ProtectKernelModules=yes", filters},
+		{"ProtectKernelLogs=yes", filters},
+		{"ProtectControlGroups=yes", []string{"deb", "true"}},
+		{"PrivateNetwork=yes", []string{"lxc:" + container, "true"}}, // LXC's sockets have names in the network namespace
 		{"LimitNOFILE=256", []string{"deb", "sh", "-c", "test $(ulimit -Hn) -gt 256"}},
-	}
+	})
+}
+
+// sandbox is a directive of systemd.exec(5) or its like, and what it would break.
+type sandbox struct {
+	directive string
+	args      []string // of cntr-attach
+}
+
+func wouldBreak(t *testing.T, tests []sandbox) {
+	t.Helper()
 	for _, test := range tests {
 		if out, ok := try(t, slices.Concat([]string{"cntr-attach", "--quiet"}, test.args)...); !ok {
 			t.Errorf("%q fails without %s: %s", test.args, test.directive, out)
