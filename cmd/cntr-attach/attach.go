@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
 	"github.com/cntr-attach/cntr-attach/internal/agent"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/session"
 	"github.com/cntr-attach/cntr-attach/units"
 )
@@ -121,6 +123,11 @@ func (o *options) tell(format string, args ...any) {
 
 // begin starts the session, through the service if that can be reached.
 func begin(ctx context.Context, o *options, want session.Spec) (*attached, error) {
+	if ref, err := image.ParseRef(o.image); err == nil && ref.OCI != "" {
+		const long = 3 * time.Second
+		wait := time.AfterFunc(long, func() { o.tell("looking into the layers of %s, which is done once", o.image) })
+		defer wait.Stop()
+	}
 	if o.direct {
 		return startDirectly(ctx, o, want)
 	}

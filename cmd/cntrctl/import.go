@@ -60,8 +60,28 @@ func importImage(ctx context.Context, o *options, _ *dbus.Client) error {
 	if err != nil {
 		return explain(from, err)
 	}
+	if err := examine(store, name, from); err != nil {
+		return err
+	}
 	fmt.Printf("imported as %s\n", name)
 	return nil
+}
+
+// examine looks into an image that root has imported, as the first session would have to: that one needs not wait for it then. An
+// image that cannot be used does not stay. Others have no cache to write to.
+func examine(store oci.Store, name, from string) error {
+	if store.Path != oci.SystemStore {
+		return nil
+	}
+	cache, err := oci.UserCache(0)
+	if err != nil {
+		return err
+	}
+	i, err := oci.Load(oci.Layout, store.Path, name, oci.OpenAsUs, cache)
+	if err != nil {
+		return explain(from, errors.Join(err, store.Remove(name)))
+	}
+	return i.Close()
 }
 
 // userStore is the store of whom this command is of.

@@ -235,3 +235,17 @@ func TestBrokenImportGoesOn(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// An image whose blobs are as they should be, and which cannot be used all the same, does not stay.
+func TestImportOfWhatCannotBeUsed(t *testing.T) {
+	dir := t.TempDir()
+	succeeds(t, "bash", "-ec", `cd "$1"; mkdir in; echo x >x; tar -C in --absolute-names -cf layer.tar ../x
+		umoci init --layout layout; umoci new --image layout:1; umoci raw add-layer --image layout:1 layer.tar`, "bash", dir)
+	got := runCommand(t, nil, "cntrctl", "import", "oci:"+dir+"/layout", "bad")
+	if got.code != 1 || !strings.Contains(got.stderr, `"../x" leads upwards`) {
+		t.Errorf("%+v", got)
+	}
+	if got := succeeds(t, "cntrctl", "images", "--no-legend"); strings.Contains(got, "bad") || imported() != "0 blobs, 0 partial" {
+		t.Errorf("left are %s, %s", got, imported())
+	}
+}
