@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -284,7 +283,9 @@ func TestImageWithMadeUpEntries(t *testing.T) {
 // Descriptors are for what is open, and a bounded number on top; what cannot be opened is tried again.
 func TestImageDescriptorsAreBounded(t *testing.T) {
 	const most = 16
-	all := map[string]madeFile{"broken": {broken: true}}
+	var broken atomic.Bool
+	broken.Store(true)
+	all := map[string]madeFile{"broken": {broken: &broken}}
 	for n := range 200 {
 		all[fmt.Sprintf("d/%03d", n)] = madeFile{}
 	}
@@ -308,7 +309,7 @@ func TestImageDescriptorsAreBounded(t *testing.T) {
 		_, err := os.Open(s.path("broken"))
 		wantErr(t, "what cannot be opened", err, unix.EIO)
 	}
-	image.files.(*madeImage).list[slices.IndexFunc(image.files.(*madeImage).list, func(f *madeFile) bool { return f.broken })].broken = false
+	broken.Store(false)
 	wantContent(t, s.path("broken"), "broken")
 	waitFor(t, "closed after a while", func() bool {
 		time.Sleep(10 * time.Millisecond)

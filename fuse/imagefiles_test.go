@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +21,8 @@ type madeFile struct {
 	rdev     uint64
 	target   string // of a symbolic link
 	xattrs   map[string]string
-	refused  uint32 // what Permits refuses
-	broken   bool   // it cannot be opened
+	refused  uint32       // what Permits refuses
+	broken   *atomic.Bool // not nil and set: it cannot be opened
 
 	n, parent uint32
 	content   string
@@ -146,7 +147,7 @@ func (i *madeImage) Xattrs(n uint32) (names []string) {
 }
 
 func (i *madeImage) Open(n uint32) (*os.File, error) {
-	if i.list[n].broken {
+	if b := i.list[n].broken; b != nil && b.Load() {
 		return nil, unix.EBADMSG
 	}
 	return os.Open(i.content(n))
