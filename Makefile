@@ -181,12 +181,13 @@ demo: build bin/testhost
 deb rpm: packages
 	@packaging/build $@
 
-# Builds both once more, which must give the same bytes, and compares what they install. Then the Debian package on a test host
-# of its own: installed, upgraded, downgraded, removed, with sessions that run.
+# Builds both once more, which must give the same bytes, and compares what they install. Then the RPM is installed and erased by rpm, and
+# the Debian package on a test host of its own: installed, upgraded, downgraded, removed, with sessions that run.
 .PHONY: test-packages
 test-packages: export TESTHOST := packages-$(checkout)
 test-packages: bin/testhost deb rpm
 	@packaging/compare
+	@packaging/test-rpm "$$(find bin/rpm -name '*.rpm' ! -name '*.src.rpm')"
 	@exec 9>bin/.test.lock; flock 9; trap 'bin/testhost down' EXIT; \
 	bin/testhost up 9>&-; \
 	bin/testhost shell bash '$(CURDIR)/packaging/test' '$(CURDIR)'/bin/deb/cntr-attach_*_$$(dpkg --print-architecture).deb
