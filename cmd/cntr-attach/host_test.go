@@ -23,10 +23,9 @@ import (
 
 // The machines of the test host.
 const (
-	booted     = "deb"  // a Debian that was booted
-	userns     = "debu" // the same in a user namespace
-	slim       = "slim" // one program and its libraries
-	runTimeout = time.Minute
+	booted = "deb"  // a Debian that was booted
+	userns = "debu" // the same in a user namespace
+	slim   = "slim" // one program and its libraries
 )
 
 var machines = []string{booted, userns, slim}

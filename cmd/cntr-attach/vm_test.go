@@ -14,7 +14,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
+
+// runTimeout bounds what a test runs, on a processor that may be emulated.
+const runTimeout = 5 * time.Minute
 
 func TestKernelHasTheShield(t *testing.T) {
 	if !shielded(t) {
@@ -110,6 +114,58 @@ func TestCommandHasTheMachinesAppArmorLabel(t *testing.T) {
 		if got := succeeds(t, machine, "cat", "/proc/self/attr/apparmor/current"); got != "unconfined\n" {
 			t.Errorf("%s: the command's label is %q", machine, got)
 		}
+	}
+}
+
+// Docker's profile holds for a command, too, and the acceptance suite passes with it.
+func TestCommandHasDockersAppArmorProfile(t *testing.T) {
+	const name = "t-docker-label"
+	t.Cleanup(func() { must(t, "systemctl", "stop", "docker.service", "docker.socket", "containerd.service") })
+	s := newSubject(t, "docker", name, "slim", "docker:NAME")
+	const own = "/proc/self/attr/apparmor/current"
+	for _, mode := range []string{"--quiet", "--direct", "--strict"} {
+		if got := succeeds(t, mode, s.ref, "cat", own, "/proc/1/attr/apparmor/current"); got != "docker-default (enforce)\ndocker-default (enforce)\n" {
+			t.Errorf("%s: the labels of the command and the machine are %q", mode, got)
+		}
+		if got := succeeds(t, mode, "--label=off", s.ref, "cat", own); got != "unconfined\n" {
+			t.Errorf("%s --label=off: the command's label is %q", mode, got)
+		}
+	}
+	for _, c := range cases {
+		t.Run(c.title, func(t *testing.T) { c.check(s, t) })
+	}
+	// Where Docker masks nothing, it is the profile that keeps root from doing harm.
+	must(t, "docker", "run", "--detach", "--network=none", "--name="+name+"-unmasked", "--security-opt=systempaths=unconfined", "slim", "/usr/bin/slim")
+	t.Cleanup(func() { must(t, "docker", "rm", "--force", name+"-unmasked") })
+	const forbidden = "echo h >/proc/sysrq-trigger"
+	if o := attachTo(t, s.ref+"-unmasked", "sh", "-c", forbidden); o.code == 0 || !strings.Contains(o.stderr, "Permission denied") {
+		t.Errorf("with the machine's label: %+v", o)
+	}
+	succeeds(t, "--label=off", s.ref+"-unmasked", "sh", "-c", forbidden)
+}
+
+// bpftrace of the host looks at the machine's processes, with the types of the kernel that the machine's /sys has, and the tracepoints
+// of a tracefs that is mounted in the session alone. README.md says so.
+func TestBPFtraceInSession(t *testing.T) {
+	must(t, "systemd-run", "--quiet", "--machine=deb", "--unit=t-ticking", "sh", "-c", "while :; do sleep 0.1; done")
+	t.Cleanup(func() { must(t, "systemctl", "--machine=deb", "stop", "t-ticking.service") })
+	const libc = "/var/lib/cntr/usr/lib/x86_64-linux-gnu/libc.so.6"
+	program := `tracepoint:sched:sched_process_exec /comm == "sleep"/ { @exec = 1; } ` +
+		`uprobe:` + libc + `:clock_nanosleep /comm == "sleep"/ { @call = 1; } ` +
+		`kprobe:hrtimer_nanosleep /comm == "sleep" && ((struct task_struct *)curtask)->tgid > 1/ { @kernel = 1; } ` +
+		`interval:ms:100 /@exec && @call && @kernel/ { exit(); } interval:s:60 { exit(); }`
+	out := succeeds(t, booted, "sh", "-c", `mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -e "$1"`, "sh", program)
+	for _, want := range []string{"@exec: 1", "@call: 1", "@kernel: 1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q: %s", want, out)
+		}
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/sys/kernel/tracing/events", leaderOf(t, booted))); err == nil {
+		t.Error("the machine sees the session's tracefs")
+	}
+	// Without CAP_SYS_ADMIN in the host's user namespace there are no BPF programs.
+	if o := attachTo(t, userns, "bpftrace", "-e", "BEGIN { exit(); }"); o.code == 0 {
+		t.Errorf("in a machine with a user namespace: %+v", o)
 	}
 }
 
