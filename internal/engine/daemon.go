@@ -46,9 +46,18 @@ type found struct {
 	hint  string // how it is started
 }
 
-// answerTimeout is how long a daemon has to answer: less than it would be waited for, so that there is time to
-// look elsewhere.
-const answerTimeout = 1500 * time.Millisecond
+// answerTimeout is how long a daemon has to answer, at most.
+const answerTimeout = 5 * time.Second
+
+// shorter returns a context with less time than ctx has, so that there is some left to look elsewhere when a daemon does not
+// answer.
+func shorter(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := answerTimeout
+	if end, bounded := ctx.Deadline(); bounded {
+		limit = min(limit, time.Until(end)*3/4)
+	}
+	return context.WithTimeout(ctx, limit)
+}
 
 // Kind returns the engine's name, "docker".
 func (d *Daemon) Kind() string { return d.kind }
@@ -61,7 +70,7 @@ func (d *Daemon) Resolve(ctx context.Context, name string) (*machine.Machine, er
 	if err == nil || d.scopes == nil || ctx.Err() != nil {
 		return m, err
 	}
-	if code := fail.From(err).Code; code == fail.Internal || code == fail.NoSuchMachine {
+	if code := fail.From(err).Code; code == fail.Internal || code == fail.NoSuchMachine || code == fail.Unresponsive {
 		if m, second := d.scopes.Resolve(ctx, name); second == nil {
 			return m, nil
 		}
@@ -71,7 +80,7 @@ func (d *Daemon) Resolve(ctx context.Context, name string) (*machine.Machine, er
 
 // ask resolves a name with the daemon's help.
 func (d *Daemon) ask(ctx context.Context, name string) (*machine.Machine, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := shorter(ctx)
 	defer cancel()
 	owners, err := d.owners(ctx)
 	if err != nil {
@@ -86,6 +95,9 @@ func (d *Daemon) ask(ctx context.Context, name string) (*machine.Machine, error)
 			continue
 		}
 		c, err := about(ctx, d, o, bare, d.find)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fail.New(fail.Unresponsive, "see whether "+d.program+" works", "%s does not answer: %w", d.title, err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -181,7 +193,7 @@ func (d *Daemon) List(ctx context.Context) ([]machine.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := shorter(ctx)
 	defer cancel()
 	rows, failed := make([][]machine.Info, len(owners)), make([]error, len(owners))
 	var all sync.WaitGroup

@@ -131,7 +131,7 @@ func TestDockerHangs(t *testing.T) {
 	defer func() { _ = unix.Kill(daemon, unix.SIGCONT) }()
 	docker := byKind(t, "docker")
 	check(t, docker, id[:12], "docker:"+id[:12], leader)
-	if m, err := docker.Resolve(bounded(t), "t-docker"); err == nil || fail.From(err).Code != fail.Internal {
+	if m, err := docker.Resolve(bounded(t), "t-docker"); err == nil || fail.From(err).Code != fail.Unresponsive {
 		t.Errorf("%v, %v", m, err)
 	}
 	o := run(t, "cntr-attach", "-v", "deb", "true")
