@@ -144,11 +144,11 @@ test: build bin/testhost
 	if ! $(gotest) -timeout 20m $(TESTFLAGS) ./... 2>&1 | tee bin/test.log; then \
 		echo '--- what failed ---'; .ci/failures bin/test.log; exit 1; fi
 
-# What wants a kernel of Debian's own: the shield, AppArmor, accounting and limits, on a virtual machine, which is emulated where
-# there is no KVM. It takes some minutes, 15 at most.
+# What wants a kernel of Debian's own: the shield, AppArmor and SELinux, accounting and limits, and the Debian package from its
+# installation to its removal, on virtual machines, which are emulated where there is no KVM. Each takes some minutes, 15 at most.
 .PHONY: test-vm
 test-vm: export TESTHOST := test-$(checkout)
-test-vm: setup-vm build bin/testhost
+test-vm: setup-vm build bin/testhost deb
 	@.ci/test-vm
 
 .PHONY: setup-vm
