@@ -45,6 +45,7 @@ type transport struct {
 
 	mu      sync.Mutex
 	servers map[*server]struct{} // threads that may be in read(2)
+	closed  bool                 // dev is, and its number may be that of another file
 	err     error
 
 	counts [64]atomic.Uint64
@@ -159,9 +160,10 @@ func (c *transport) serve() error {
 	c.workers.Wait()
 	close(done)
 	c.large.close()
-	c.dev.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.dev.Close()
+	c.closed = true
 	return c.err
 }
 
@@ -185,16 +187,19 @@ func (c *transport) tick(done <-chan struct{}) {
 
 // also runs f on a server thread, besides the requests. When the connection ends, stop is called, and f must return.
 func (c *transport) also(f, stop func()) {
+	stopped := make(chan struct{})
+	go func() {
+		<-c.ended
+		stop()
+		close(stopped)
+	}()
 	c.workers.Add(1)
 	go func() {
 		defer c.workers.Done()
 		if c.tree.serves() == nil {
 			f()
 		}
-	}()
-	go func() {
-		<-c.ended
-		stop()
+		<-stopped // it must not be called when all is over
 	}()
 }
 
@@ -457,7 +462,11 @@ func (c *transport) hangUp() {
 	if err != nil {
 		return
 	}
-	err = unix.Dup3(null, c.fd, unix.O_CLOEXEC)
+	c.mu.Lock()
+	if !c.closed {
+		err = unix.Dup3(null, c.fd, unix.O_CLOEXEC)
+	}
+	c.mu.Unlock()
 	unix.Close(null)
 	if err != nil {
 		return

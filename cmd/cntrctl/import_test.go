@@ -151,9 +151,9 @@ func breaking(t *testing.T, after int64) *broken {
 		}
 		b.mu.Lock()
 		b.ranges = append(b.ranges, r.Request.Header.Get("Range"))
-		hang := b.hang
+		hang, left := b.hang, b.after
 		b.mu.Unlock()
-		r.Body = &cut{ReadCloser: r.Body, left: b.after, hang: hang}
+		r.Body = &cut{ReadCloser: r.Body, left: left, hang: hang}
 		return nil
 	}
 	b.Server = httptest.NewServer(proxy)
@@ -191,13 +191,13 @@ func TestBrokenImportGoesOn(t *testing.T) {
 	t.Setenv("REGISTRY_AUTH_FILE", auths)
 	from := "docker://" + host + "/test/tools:1"
 	succeeds(t, "cntrctl", "import", from, "one")
+	line.mu.Lock()
 	if len(line.ranges) != 2 || line.ranges[0] != "" || line.ranges[1] != "bytes=4194304-" {
 		t.Errorf("asked for %q", line.ranges)
 	}
+	line.ranges, line.hang = nil, make(chan struct{})
+	line.mu.Unlock()
 	succeeds(t, "cntrctl", "remove", "one")
-	line.ranges = nil
-
-	line.hang = make(chan struct{})
 	ctx, kill := context.WithCancel(bounded(t))
 	cmd := exec.CommandContext(ctx, "cntrctl", "import", from, "two")
 	if err := cmd.Start(); err != nil {
@@ -228,6 +228,8 @@ func TestBrokenImportGoesOn(t *testing.T) {
 	line.hang, line.ranges = nil, nil
 	line.mu.Unlock()
 	succeeds(t, "cntrctl", "import", from, "two")
+	line.mu.Lock()
+	defer line.mu.Unlock()
 	if len(line.ranges) < 1 || line.ranges[0] != "bytes=4194304-" {
 		t.Errorf("after it was killed: %q", line.ranges)
 	}

@@ -46,13 +46,15 @@ type found struct {
 	hint  string // how it is started
 }
 
-// answerTimeout is how long a daemon has to answer, at most.
-const answerTimeout = 5 * time.Second
+// How long a daemon has to answer, at most.
+const (
+	answerTimeout = 5 * time.Second
+	listTimeout   = 1500 * time.Millisecond // a list is of all that answer
+)
 
 // shorter returns a context with less time than ctx has, so that there is some left to look elsewhere when a daemon does not
 // answer.
-func shorter(ctx context.Context) (context.Context, context.CancelFunc) {
-	limit := answerTimeout
+func shorter(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	if end, bounded := ctx.Deadline(); bounded {
 		limit = min(limit, time.Until(end)*3/4)
 	}
@@ -80,7 +82,7 @@ func (d *Daemon) Resolve(ctx context.Context, name string) (*machine.Machine, er
 
 // ask resolves a name with the daemon's help.
 func (d *Daemon) ask(ctx context.Context, name string) (*machine.Machine, error) {
-	ctx, cancel := shorter(ctx)
+	ctx, cancel := shorter(ctx, answerTimeout)
 	defer cancel()
 	owners, err := d.owners(ctx)
 	if err != nil {
@@ -193,7 +195,7 @@ func (d *Daemon) List(ctx context.Context) ([]machine.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := shorter(ctx)
+	ctx, cancel := shorter(ctx, listTimeout)
 	defer cancel()
 	rows, failed := make([][]machine.Info, len(owners)), make([]error, len(owners))
 	var all sync.WaitGroup

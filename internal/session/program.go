@@ -34,7 +34,13 @@ func sealProgram(path string) (*os.File, error) {
 		return nil, fmt.Errorf("copying %s into memory: %w", path, err)
 	}
 	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(program.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	// EBUSY: somebody holds a page of it, the kernel's own reclaim or migration for one. It waits for that for 150 ms each time.
+	for range 20 {
+		if _, err = unix.FcntlInt(program.Fd(), unix.F_ADD_SEALS, seals); err != unix.EBUSY {
+			break
+		}
+	}
+	if err != nil {
 		closeAll(program)
 		return nil, fmt.Errorf("sealing the copy of %s: %w", path, err)
 	}
