@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,7 +37,7 @@ func sealProgram(path string) (*os.File, error) {
 	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 	// EBUSY: somebody holds a page of it, the kernel's own reclaim or migration for one. It waits for that for 150 ms each time.
 	for range 20 {
-		if _, err = unix.FcntlInt(program.Fd(), unix.F_ADD_SEALS, seals); err != unix.EBUSY {
+		if _, err = unix.FcntlInt(program.Fd(), unix.F_ADD_SEALS, seals); !errors.Is(err, unix.EBUSY) {
 			break
 		}
 	}
