@@ -96,7 +96,7 @@ func (fs *tree) created(dir *inode, name string, fd int, flags uint32, out *raw.
 	if name != "" {
 		fs.descs.place(n, dir, name)
 	}
-	fs.enter(n, &stx, &out.EntryOut)
+	fs.enter(n, &stx, 0, &out.EntryOut)
 	fs.opened(n, fd, flags, &out.OpenOut)
 	return raw.OK
 }

@@ -128,13 +128,7 @@ func (fs *tree) expirePoint(point string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var buf handleBuffer
-	mnt, handle, stx, err := fs.identify(fd, &buf)
-	if err != nil {
-		return err
-	}
-	defer fs.mounts.put(mnt)
-	if dir := fs.inodes.peek(inoKey{mnt, stx.Ino}, handle); dir != nil {
+	if dir, _ := fs.knownOn(fd); dir != nil {
 		fs.watcher.expireName(dir, path.Base(point))
 	}
 	return nil

@@ -76,9 +76,7 @@ func (fs *tree) lookupChild(dir *inode, fd int, name string, b belief, out *raw.
 		b = 0 // the mount may go
 	}
 	n.told.Store(b != 0 && !n.isDir() && stx.Nlink == 1)
-	fs.enter(n, &stx, out)
-	out.SetEntryTimeout(fs.timeout(fs.cache.Entry, b))
-	out.SetAttrTimeout(fs.attrTimeout(n, b))
+	fs.enter(n, &stx, b, out)
 	return nil
 }
 
@@ -120,7 +118,7 @@ func (fs *tree) lookupSelf(n *inode, out *raw.EntryOut) error {
 	if n.node != rootNode && !fs.inodes.again(n) {
 		return unix.ESTALE
 	}
-	fs.enter(n, &stx, out)
+	fs.enter(n, &stx, 0, out)
 	return nil
 }
 
@@ -147,7 +145,7 @@ func (fs *tree) lookupBuried(node uint64, out *raw.EntryOut) error {
 		fs.forget(n.node, 1)
 		return unix.ESTALE
 	}
-	fs.enter(n, &stx, out)
+	fs.enter(n, &stx, 0, out)
 	return nil
 }
 
@@ -179,15 +177,15 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 	if parent == nil {
 		return unix.ESTALE
 	}
-	fs.enter(parent, &stx, out)
+	fs.enter(parent, &stx, 0, out)
 	return nil
 }
 
 // enter fills the answer for an inode of the tree.
-func (fs *tree) enter(n *inode, stx *unix.Statx_t, out *raw.EntryOut) {
+func (fs *tree) enter(n *inode, stx *unix.Statx_t, b belief, out *raw.EntryOut) {
 	*out = raw.EntryOut{NodeId: n.node, Generation: fs.gen}
-	out.SetEntryTimeout(fs.cache.Entry)
-	out.SetAttrTimeout(fs.attrTimeout(n, 0))
+	out.SetEntryTimeout(fs.timeout(fs.cache.Entry, b))
+	out.SetAttrTimeout(fs.attrTimeout(n, b))
 	fs.fill(n, stx, &out.Attr)
 }
 

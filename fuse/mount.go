@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"encoding/binary"
 	"sync"
 	"sync/atomic"
 
@@ -9,10 +10,11 @@ import (
 
 // mount is one mount of the tree. It is kept while an inode on it is known.
 type mount struct {
-	id    uint64 // stx_mnt_id
-	dev   uint64 // the device number, st_dev
-	index uint64 // tells the devices of the tree apart, see inoFor
-	fd    int    // an open descriptor on it for open_by_handle_at, or with noHandle an O_PATH one
+	id    uint64  // stx_mnt_id
+	dev   uint64  // the device number, st_dev
+	index uint64  // tells the devices of the tree apart, see inoFor
+	fd    int     // an open descriptor on it for open_by_handle_at, or with noHandle an O_PATH one
+	fsid  [8]byte // of its file system, as fanotify(7) tells it
 	flags mountFlags
 	refs  int // guarded by mounts.mu
 }
@@ -125,6 +127,8 @@ func (ms *mounts) get(fd int, stx *unix.Statx_t) (*mount, error) {
 		return nil, unix.ELOOP
 	}
 	m := &mount{id: stx.Mnt_id, dev: dev, fd: -1, refs: 1}
+	binary.NativeEndian.PutUint32(m.fsid[:], uint32(st.Fsid.Val[0]))
+	binary.NativeEndian.PutUint32(m.fsid[4:], uint32(st.Fsid.Val[1]))
 	switch {
 	case opaqueTypes[st.Type]:
 		m.flags = opaque

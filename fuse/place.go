@@ -119,6 +119,11 @@ func (fs *tree) knownAt(dirfd int, name string) (n *inode, links uint32) {
 		return nil, 0
 	}
 	defer unix.Close(fd)
+	return fs.knownOn(fd)
+}
+
+// knownOn returns the inode that an O_PATH descriptor is on if the kernel knows it, or nil, and how many names it has.
+func (fs *tree) knownOn(fd int) (n *inode, links uint32) {
 	var buf handleBuffer
 	mnt, handle, stx, err := fs.identify(fd, &buf)
 	if err != nil {

@@ -138,10 +138,7 @@ func (fs *tree) watchDir(dir *inode, fd int) bool {
 	if before != nil && time.Now().UnixNano() < before.until.Load() {
 		return false
 	}
-	key, ok := watchKey(dir)
-	if !ok {
-		return false
-	}
+	key := watchKey(dir)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if dir.watching() {
@@ -172,24 +169,12 @@ func (w *watcher) missed(dir *inode, name string) bool {
 }
 
 // watchKey is how events name a directory.
-func watchKey(dir *inode) (string, bool) {
-	var st unix.Statfs_t
-	if unix.Fstatfs(dir.mnt.fd, &st) != nil {
-		return "", false
-	}
-	var id [8]byte
-	binary.NativeEndian.PutUint32(id[:], uint32(st.Fsid.Val[0]))
-	binary.NativeEndian.PutUint32(id[4:], uint32(st.Fsid.Val[1]))
-	return string(id[:]) + dir.handle, true
-}
+func watchKey(dir *inode) string { return string(dir.mnt.fsid[:]) + dir.handle }
 
 // unwatch is called when the kernel forgets a watched directory.
 func (fs *tree) unwatch(dir *inode) {
 	w := fs.watcher
-	key, ok := watchKey(dir)
-	if !ok {
-		return
-	}
+	key := watchKey(dir)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	list := w.dirs[key]
@@ -374,7 +359,8 @@ func (fs *tree) giveUp(dir *inode) {
 	}
 	d.misses = nil
 	w.mu.Unlock()
-	err := fs.threads.with(capDACReadSearch, 0, func() error {
+	// What cannot be listed is believed for Options.Watch at most.
+	_ = fs.threads.with(capDACReadSearch, 0, func() error {
 		fd, err := openHandle(dir.mnt.fd, dir.handle)
 		if err != nil {
 			return err // it is gone
@@ -402,7 +388,6 @@ func (fs *tree) giveUp(dir *inode) {
 		}
 		return err
 	})
-	_ = err // what could not be listed is believed for Options.Watch at most
 }
 
 // childChanged handles what an event says of something in a directory.

@@ -246,6 +246,10 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		}
 	}
 	var cache fuse.Cache
+	watch := fuse.WatchTimeout
+	if p.tools.Immutable || p.request.NoWatch {
+		watch = 0
+	}
 	if p.tools.Immutable {
 		cache = fuse.Cache{Entry: fuse.Forever, Attr: fuse.Forever, Negative: fuse.Forever}
 	}
@@ -259,11 +263,8 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 		Extra:    p.tree.extra,
 		// Off by themselves where the kernel or a file cannot.
 		Passthrough: true,
-		Watch:       fuse.WatchTimeout,
+		Watch:       watch,
 		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
-	}
-	if p.request.NoWatch {
-		options.Watch = 0
 	}
 	if p.tools.Files != nil {
 		options.Files = p.tools.Files
