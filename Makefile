@@ -74,8 +74,8 @@ bin/testhost: packages
 
 # ---- Installation ----
 
-# What only the daemon starts is not in PATH.
-helpers := cntr-attachd cntr-session
+# What only other programs start is not in PATH.
+helpers := cntr-attachd cntr-session cntr-direct
 
 .PHONY: install
 install: programs

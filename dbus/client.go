@@ -155,12 +155,12 @@ func (c *Client) TerminateSession(ctx context.Context, id string) error {
 
 // call calls a method of the manager.
 func (c *Client) call(ctx context.Context, member string, args ...any) *godbus.Call {
-	return c.callAt(ctx, managerPath, managerInterface, member, args...)
+	return c.callAt(ctx, ManagerPath, ManagerInterface, member, args...)
 }
 
 func (c *Client) callAt(ctx context.Context, path godbus.ObjectPath, iface, member string, args ...any) *godbus.Call {
 	// Built by hand: Object.Call drops the flag (godbus v5.2.4).
-	m := methodCall(Name, path, iface, member, args)
+	m := bus.MethodCall(Name, path, iface, member, args)
 	if len(args) > 0 {
 		m.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(args...))
 	}
@@ -174,7 +174,7 @@ func (c *Client) callAt(ctx context.Context, path godbus.ObjectPath, iface, memb
 // encode returns the options as Attach takes them. What is not set is not sent.
 func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	if len(o.Command) == 0 {
-		return nil, invalid("argv", "it names no command")
+		return nil, fail.New(fail.InvalidArgument, "", "invalid argv: it names no command")
 	}
 	for _, texts := range []struct {
 		what string
@@ -209,11 +209,12 @@ func (o AttachOptions) encode() (map[string]godbus.Variant, error) {
 	set("writable", o.Writable, true)
 	set("strict", o.Strict, true)
 	set("capabilities", o.Capabilities != nil, o.Capabilities)
-	set("label", o.NoLabel, labelOff)
+	set("label", o.NoLabel, LabelOff)
 	set("properties", len(o.Properties) > 0, o.Properties)
 	set("terminal", o.Terminal, true)
 	set("rows", o.Rows != 0, o.Rows)
 	set("columns", o.Columns != 0, o.Columns)
+	stdio := Stdio()
 	for i, f := range []*os.File{o.Stdin, o.Stdout, o.Stderr} {
 		if f != nil {
 			set(stdio[i], true, godbus.UnixFD(f.Fd()))

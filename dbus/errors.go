@@ -11,7 +11,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
-// errorNames is the one place where a failure's code meets its name on the bus. The server uses it one
+// errorNames is the one place where a failure's code meets its name on the bus. The service uses it one
 // way, the client the other. Where D-Bus has a name of its own for something, it is used.
 var errorNames = map[fail.Code]string{
 	fail.Internal:        standardError + "Failed",
@@ -39,6 +39,12 @@ const (
 	ownError      = Name + "."
 )
 
+// ErrorName returns the name that errors with a code have on the bus, if there is one.
+func ErrorName(code fail.Code) (name string, known bool) {
+	name, known = errorNames[code]
+	return name, known
+}
+
 // codes is errorNames the other way round.
 var codes = func() map[string]fail.Code {
 	m := make(map[string]fail.Code, len(errorNames))
@@ -47,27 +53,6 @@ var codes = func() map[string]fail.Code {
 	}
 	return m
 }()
-
-// internalMessage is all that a caller is told of a failure without a code: it may speak of anything.
-const internalMessage = "internal error; see journalctl -u cntr-attachd"
-
-// encodeError returns what the bus is told of err, a message and a hint, and whether err has more to it
-// that belongs in the journal.
-func encodeError(err error) (reply *godbus.Error, internal bool) {
-	var already *godbus.Error
-	if errors.As(err, &already) {
-		return already, false // an error of the protocol, see protocolError
-	}
-	e := fail.From(err)
-	if e.Code == fail.Internal && errors.Is(err, context.DeadlineExceeded) {
-		return protocolError("Timeout", "not done in time; see journalctl -u cntr-attachd"), true
-	}
-	name, known := errorNames[e.Code]
-	if !known || e.Code == fail.Internal {
-		return godbus.NewError(errorNames[fail.Internal], []any{internalMessage, ""}), true
-	}
-	return godbus.NewError(name, []any{e.Message, e.Hint}), false
-}
 
 // decodeError turns the error of a call into one that carries a *[fail.Error], with the server's
 // message and hint where the server has answered.
@@ -117,9 +102,4 @@ func errorBody(err error) (message, hint string) {
 		message = e.Name
 	}
 	return message, hint
-}
-
-// protocolError is the answer to a message that no method could make sense of.
-func protocolError(name, format string, args ...any) *godbus.Error {
-	return godbus.NewError(standardError+name, []any{fmt.Sprintf(format, args...), ""})
 }

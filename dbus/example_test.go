@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // Runs a command in a machine and waits for its end.
@@ -33,5 +33,5 @@ func ExampleClient_Attach() {
 	if _, err := read.WriteTo(os.Stdout); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(session.ReadStatus(attached.Status).Summary())
+	fmt.Println(status.Read(attached.Status).Summary())
 }

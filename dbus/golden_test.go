@@ -15,7 +15,7 @@ import (
 // brings them; one that changes or goes breaks somebody.
 func TestInterfaceIsStable(t *testing.T) {
 	var node introspect.Node
-	if err := xml.Unmarshal(interfaceXML, &node); err != nil {
+	if err := xml.Unmarshal(Interface, &node); err != nil {
 		t.Fatal(err)
 	}
 	var lines []string

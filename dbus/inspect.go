@@ -7,7 +7,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/cntr-attach/cntr-attach/internal/fail"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // Image is a row of [Client.ListImages]: what can be a tools tree.
@@ -23,7 +23,7 @@ type SessionDetails struct {
 	Writable, Terminal          bool
 	Image, Scope, State         string
 	Started                     time.Time
-	CPUUsageNSec                uint64 // [session.Unknown] for what the host does not count
+	CPUUsageNSec                uint64 // [status.Unknown] for what the host does not count
 	MemoryCurrent, MemoryPeak   uint64 // bytes, likewise
 }
 
@@ -51,11 +51,11 @@ func (c *Client) Session(ctx context.Context, id string) (*SessionDetails, error
 		return nil, decodeError(err)
 	}
 	var all map[string]godbus.Variant
-	err := c.callAt(ctx, path, propertiesInterface, "GetAll", sessionInterface).Store(&all)
+	err := c.callAt(ctx, path, "org.freedesktop.DBus.Properties", "GetAll", SessionInterface).Store(&all)
 	if err != nil {
 		return nil, decodeError(err)
 	}
-	d := &SessionDetails{CPUUsageNSec: session.Unknown, MemoryCurrent: session.Unknown, MemoryPeak: session.Unknown}
+	d := &SessionDetails{CPUUsageNSec: status.Unknown, MemoryCurrent: status.Unknown, MemoryPeak: status.Unknown}
 	var started uint64
 	for name, to := range map[string]any{
 		"Id": &d.ID, "Machine": &d.Machine, "Class": &d.Class, "Service": &d.Service, "Leader": &d.Leader, "Owner": &d.Owner,
@@ -80,7 +80,7 @@ func (c *Client) Session(ctx context.Context, id string) (*SessionDetails, error
 func (c *Client) Watch(ctx context.Context) (<-chan Event, error) {
 	signals := make(chan *godbus.Signal, 64)
 	c.conn.Signal(signals)
-	err := c.conn.AddMatchSignalContext(ctx, godbus.WithMatchSender(Name), godbus.WithMatchInterface(managerInterface))
+	err := c.conn.AddMatchSignalContext(ctx, godbus.WithMatchSender(Name), godbus.WithMatchInterface(ManagerInterface))
 	if err != nil {
 		c.conn.RemoveSignal(signals)
 		return nil, decodeError(err)
@@ -115,8 +115,8 @@ func (c *Client) Watch(ctx context.Context) (<-chan Event, error) {
 func eventOf(s *godbus.Signal) (Event, bool) {
 	var e Event
 	switch s.Name {
-	case managerInterface + ".SessionNew":
-	case managerInterface + ".SessionRemoved":
+	case ManagerInterface + ".SessionNew":
+	case ManagerInterface + ".SessionRemoved":
 		e.Removed = true
 	default:
 		return e, false

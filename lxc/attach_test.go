@@ -130,6 +130,7 @@ func TestWhoIsLinkedToLiblxc(t *testing.T) {
 	}{
 		{"/usr/lib/cntr-attach/cntr-attachd", true},
 		{"/usr/lib/cntr-attach/cntr-session", false},
+		{"/usr/lib/cntr-attach/cntr-direct", false},
 		{"/usr/bin/cntr-attach", false},
 	} {
 		info, err := buildinfo.ReadFile(c.program)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/dbus"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // burner uses two seconds of CPU time by the kernel's count (proc_pid_stat(5), in hundredths), and no more.
@@ -32,7 +32,7 @@ func TestAccountingCountsTheBurner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := session.ReadStatus(a.Status)
+	end := status.Read(a.Status)
 	wall := time.Since(begin)
 	_ = a.Status.Close()
 	if end.ExitCode() != 5 || end.Usage == nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/dbus/server"
 	"github.com/cntr-attach/cntr-attach/internal/config"
 	"github.com/cntr-attach/cntr-attach/internal/engine"
 	"github.com/cntr-attach/cntr-attach/internal/image"
@@ -74,7 +74,7 @@ func run(args []string) int {
 	if err := p.serve(ctx, log); err != nil {
 		log.Error("Failed", "error", err)
 		notify(log)("STATUS=Failed: " + err.Error())
-		if errors.Is(err, dbus.ErrTaken) {
+		if errors.Is(err, server.ErrTaken) {
 			return exitUnavailable
 		}
 		return 1
@@ -94,8 +94,8 @@ func parse(args []string) (program, error) {
 	flags := pflag.NewFlagSet("cntr-attachd", pflag.ContinueOnError)
 	flags.Usage = func() { fmt.Print(usage) }
 	flags.DurationVar(&p.idleTimeout, "idle-timeout", 30*time.Second, "")
-	flags.IntVar(&p.maxSessions, "max-sessions", dbus.DefaultMaxSessions, "")
-	flags.IntVar(&p.userMax, "max-sessions-per-user", dbus.DefaultUserMax, "")
+	flags.IntVar(&p.maxSessions, "max-sessions", server.DefaultMaxSessions, "")
+	flags.IntVar(&p.userMax, "max-sessions-per-user", server.DefaultUserMax, "")
 	flags.StringVar(&p.session, "session", "/usr/lib/cntr-attach/cntr-session", "")
 	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
@@ -158,7 +158,7 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 		case <-ctx.Done():
 		}
 	}()
-	err = dbus.Serve(ctx, dbus.Config{
+	err = server.Serve(ctx, server.Config{
 		Images: image.Finder{Store: machined},
 		Default: func(m *machine.Machine) (image.Ref, error) {
 			return config.DefaultImage(m, func(s string) { log.Warn("Unknown setting in the configuration", "setting", s) })

@@ -24,7 +24,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/dbus"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 const (
@@ -152,13 +152,13 @@ func attach(t testing.TB, c *dbus.Client, name string) *sleeper {
 }
 
 // finish ends the session's stdin, and returns how the session ended.
-func (s *sleeper) finish(t testing.TB) session.Status {
+func (s *sleeper) finish(t testing.TB) status.Status {
 	t.Helper()
 	_ = s.stdin.Close()
 	if err := s.Status.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	return session.ReadStatus(s.Status)
+	return status.Read(s.Status)
 }
 
 // catSession runs a command line of cntr-attach that starts cat in a machine, and waits until it does. What is returned
@@ -689,7 +689,7 @@ func BenchmarkAttach(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if end := session.ReadStatus(a.Status); end.ExitCode() != 0 {
+		if end := status.Read(a.Status); end.ExitCode() != 0 {
 			b.Fatalf("%+v", end)
 		}
 		_ = a.Status.Close()

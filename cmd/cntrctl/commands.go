@@ -12,7 +12,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/dbus"
 	"github.com/cntr-attach/cntr-attach/internal/oci"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 var stderr io.Writer = os.Stderr
@@ -80,7 +80,7 @@ func kill(ctx context.Context, o *options, c *dbus.Client) error {
 	return o.each(func(id string) error { return c.KillSession(ctx, id, o.signal) })
 }
 
-func status(ctx context.Context, o *options, c *dbus.Client) error {
+func showStatus(ctx context.Context, o *options, c *dbus.Client) error {
 	return o.each(func(id string) error {
 		s, err := c.Session(ctx, id)
 		if err != nil {
@@ -99,7 +99,7 @@ func status(ctx context.Context, o *options, c *dbus.Client) error {
 // details returns a session for JSON: what is not known is null.
 func details(s *dbus.SessionDetails) map[string]any {
 	known := func(n uint64) any {
-		if n == session.Unknown {
+		if n == status.Unknown {
 			return nil
 		}
 		return n
@@ -144,15 +144,15 @@ func describe(s *dbus.SessionDetails, colours bool, now time.Time) string {
 		line("TTY", "none")
 	}
 	line("Scope", "%s", s.Scope)
-	if s.CPUUsageNSec != session.Unknown {
+	if s.CPUUsageNSec != status.Unknown {
 		line("CPU", "%v", time.Duration(s.CPUUsageNSec).Round(time.Millisecond))
 	}
-	if s.MemoryCurrent != session.Unknown {
+	if s.MemoryCurrent != status.Unknown {
 		peak := ""
-		if s.MemoryPeak != session.Unknown {
-			peak = " (peak: " + session.Bytes(s.MemoryPeak) + ")"
+		if s.MemoryPeak != status.Unknown {
+			peak = " (peak: " + status.Bytes(s.MemoryPeak) + ")"
 		}
-		line("Memory", "%s%s", session.Bytes(s.MemoryCurrent), peak)
+		line("Memory", "%s%s", status.Bytes(s.MemoryCurrent), peak)
 	}
 	return b.String()
 }

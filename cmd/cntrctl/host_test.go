@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 const patience = 30 * time.Second // bounds every wait of a test
@@ -108,12 +108,12 @@ func start(t *testing.T, machine string, o dbus.AttachOptions) *running {
 	return s
 }
 
-func (s *running) end(t *testing.T) session.Status {
+func (s *running) end(t *testing.T) status.Status {
 	t.Helper()
 	if err := s.Status.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	return session.ReadStatus(s.Status)
+	return status.Read(s.Status)
 }
 
 // table splits a table into its rows of words.

@@ -18,7 +18,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/oci"
 	"github.com/cntr-attach/cntr-attach/internal/registry"
-	"github.com/cntr-attach/cntr-attach/internal/session"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // importImage brings an image into the caller's store. It needs no service.
@@ -166,7 +166,7 @@ func (p *progress) tell(done, total int64) {
 	const often = 100 * time.Millisecond
 	if now := time.Now(); now.Sub(p.shown) >= often || done == total {
 		p.shown = now
-		fmt.Fprintf(p.w, "\r%s: %3d%% of %s\x1b[K", p.name, 100*done/max(total, 1), session.Bytes(uint64(total)))
+		fmt.Fprintf(p.w, "\r%s: %3d%% of %s\x1b[K", p.name, 100*done/max(total, 1), status.Bytes(uint64(total)))
 	}
 }
 

@@ -46,7 +46,7 @@ type command struct {
 var commands = map[string]command{
 	"list":      {run: list},
 	"sessions":  {run: sessions},
-	"status":    {args: "session…", run: status},
+	"status":    {args: "session…", run: showStatus},
 	"terminate": {args: "session…", run: terminate},
 	"kill":      {args: "session…", run: kill},
 	"images":    {run: images},

@@ -153,3 +153,17 @@ func ErrorName(err error) string {
 	}
 	return ""
 }
+
+// MethodCall returns a call of a method. Object.Call of godbus (v5.2.4) would drop its flags.
+func MethodCall(destination string, path godbus.ObjectPath, iface, member string, args []any) *godbus.Message {
+	return &godbus.Message{
+		Type: godbus.TypeMethodCall,
+		Headers: map[godbus.HeaderField]godbus.Variant{
+			godbus.FieldDestination: godbus.MakeVariant(destination),
+			godbus.FieldPath:        godbus.MakeVariant(path),
+			godbus.FieldInterface:   godbus.MakeVariant(iface),
+			godbus.FieldMember:      godbus.MakeVariant(member),
+		},
+		Body: args,
+	}
+}

@@ -36,7 +36,7 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{}, nil
 	case strings.HasPrefix(s, "/"):
 		return Ref{Path: path.Clean(s)}, nil
-	case typed && isOCI(kind):
+	case typed && oci.IsKind(kind):
 		return parseOCI(kind, name)
 	case kind == "docker" && strings.HasPrefix(name, "//"):
 		return Ref{}, fail.New(fail.InvalidArgument, "cntrctl import "+s+" brings it here",
@@ -51,10 +51,6 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{Machine: name}, nil
 	}
 	return Ref{Machine: s}, nil
-}
-
-func isOCI(kind string) bool {
-	return kind == oci.Layout || kind == oci.Archive || kind == oci.DockerArchive
 }
 
 func parseOCI(kind, name string) (Ref, error) {

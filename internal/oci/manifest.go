@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"runtime"
 	"strings"
 )
@@ -18,13 +17,15 @@ const (
 	DockerArchive = "docker-archive"
 )
 
+// IsKind reports whether images are of that kind.
+func IsKind(kind string) bool { return kind == Layout || kind == Archive || kind == DockerArchive }
+
 // Digest is the name of a blob: "sha256:" and 64 hexadecimal digits.
 type Digest string
 
-var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-
 func (d Digest) check() error {
-	if !digestPattern.MatchString(string(d)) {
+	hex, ok := strings.CutPrefix(string(d), "sha256:")
+	if !ok || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != "" {
 		return fmt.Errorf("%q is no sha256 digest", string(d))
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 func TestArgumentsRoundTrip(t *testing.T) {
@@ -68,7 +69,7 @@ func TestStatus(t *testing.T) {
 		{``, 125},
 		{`{"exit":`, 125},
 	} {
-		if got := ReadStatus(strings.NewReader(test.line)).ExitCode(); got != test.code {
+		if got := status.Read(strings.NewReader(test.line)).ExitCode(); got != test.code {
 			t.Errorf("%q: got %d, want %d", test.line, got, test.code)
 		}
 	}

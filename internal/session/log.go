@@ -5,11 +5,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
-	"github.com/cntr-attach/cntr-attach/internal/fail"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // Identifiers of the journal's entries for the start and the end of a session, as in cntr-attach.catalog.
@@ -26,7 +25,7 @@ func (p *process) logStart() {
 		i.ID, i.Machine, i.Owner, i.User, strings.Join(i.Command, " ")), nil)
 }
 
-func (p *process) logEnd(s Status) {
+func (p *process) logEnd(s status.Status) {
 	fields := map[string]string{
 		"CNTR_EXIT_CODE":  strconv.Itoa(s.ExitCode()),
 		"CNTR_RESULT":     s.Result(),
@@ -38,7 +37,7 @@ func (p *process) logEnd(s Status) {
 			"CPU_USAGE_NSEC": s.Usage.CPUNSec, "MEMORY_PEAK": s.Usage.MemoryPeak,
 			"IO_METRIC_READ_BYTES": s.Usage.IORead, "IO_METRIC_WRITE_BYTES": s.Usage.IOWritten,
 		} {
-			if n != Unknown {
+			if n != status.Unknown {
 				fields[name] = strconv.FormatUint(n, 10)
 			}
 		}
@@ -74,67 +73,4 @@ func (p *process) log(id, message string, fields map[string]string) {
 	if err := journal.Send(message, journal.PriInfo, all); err != nil {
 		fmt.Fprintf(os.Stderr, "cntr-session: %s (the journal does not take it: %v)\n", message, err)
 	}
-}
-
-// Result says in one word how the session ended: "success", "exit-code", "signal", "terminated" or "failed".
-func (s Status) Result() string {
-	switch {
-	case s.Error != nil:
-		return "failed"
-	case s.Terminated:
-		return "terminated"
-	case s.Signal != 0:
-		return "signal"
-	case s.Exit != 0:
-		return "exit-code"
-	}
-	return "success"
-}
-
-// Summary tells how a session ended and what it cost, in one line.
-func (s Status) Summary() string {
-	var b strings.Builder
-	switch {
-	case s.Error != nil:
-		b.WriteString(fail.From(s.Error).Message)
-	case s.Signal != 0:
-		fmt.Fprintf(&b, "signal %d", s.Signal)
-	default:
-		fmt.Fprintf(&b, "exit status %d", s.Exit)
-	}
-	if s.Terminated {
-		b.WriteString(", terminated")
-	}
-	if s.Wall > 0 {
-		fmt.Fprintf(&b, ", %v", s.Wall.Round(time.Millisecond))
-	}
-	if u := s.Usage; u != nil {
-		if u.CPUNSec != Unknown {
-			fmt.Fprintf(&b, ", %v CPU time", time.Duration(u.CPUNSec).Round(time.Millisecond))
-		}
-		for _, one := range []struct {
-			n    uint64
-			what string
-		}{{u.MemoryPeak, "memory peak"}, {u.IORead, "read"}, {u.IOWritten, "written"}} {
-			if one.n != Unknown {
-				fmt.Fprintf(&b, ", %s %s", Bytes(one.n), one.what)
-			}
-		}
-	}
-	return b.String()
-}
-
-// Bytes writes a number of bytes as systemd does: 12.3M.
-func Bytes(n uint64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%dB", n)
-	}
-	value, unit := float64(n), ""
-	for _, unit = range []string{"K", "M", "G", "T"} {
-		value /= 1024
-		if value < 1024 {
-			break
-		}
-	}
-	return fmt.Sprintf("%.1f%s", value, unit)
 }

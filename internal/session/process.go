@@ -20,6 +20,7 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
 	"github.com/cntr-attach/cntr-attach/internal/shield"
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
 // IsProcess reports whether this process was started to become a session process. If so, main calls
@@ -87,10 +88,10 @@ func Main() int {
 	usage, wall := p.usage()
 	s.Usage, s.Wall = &usage, wall
 	p.logEnd(s)
-	if err := s.leaveResult(p.request.Results, p.request.Info.ID); err != nil {
+	if err := leaveResult(s, p.request.Results, p.request.Info.ID); err != nil {
 		fmt.Fprintf(os.Stderr, "cntr-session: leaving the session's result: %v\n", err)
 	}
-	if err := s.write(p.status); err != nil && !errors.Is(err, unix.EPIPE) {
+	if err := s.Write(p.status); err != nil && !errors.Is(err, unix.EPIPE) {
 		fmt.Fprintf(os.Stderr, "cntr-session: telling the session's status: %v\n", err)
 	}
 	p.close()
@@ -303,7 +304,7 @@ type ending struct {
 }
 
 // wait waits for the session's end and brings it about for everything that belongs to it.
-func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) Status {
+func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) status.Status {
 	command := make(chan ending, 1)
 	go func() {
 		status, stopping, err := reaper.Wait()
@@ -320,7 +321,7 @@ func (p *process) wait(reaper *ns.Process, terminate <-chan os.Signal) Status {
 		close(stopped)
 	}()
 
-	var s Status
+	var s status.Status
 	var end *ending
 	// A command gets a moment to end by itself.
 	ask := func(signal unix.Signal) {
@@ -371,7 +372,7 @@ const (
 
 // judge says what the end of the command means. Whoever stops a machine ends its processes first, with
 // a signal to all of them; whoever stops the session's scope does the same, but signals this process, too.
-func (p *process) judge(s *Status, e ending, stopped <-chan struct{}, terminate <-chan os.Signal) {
+func (p *process) judge(s *status.Status, e ending, stopped <-chan struct{}, terminate <-chan os.Signal) {
 	ended := statusOf(e.status)
 	var limit time.Duration
 	switch {
@@ -452,4 +453,12 @@ func waitForReader(pipe *os.File) {
 			return
 		}
 	}
+}
+
+// statusOf translates a wait status.
+func statusOf(w unix.WaitStatus) status.Status {
+	if w.Signaled() {
+		return status.Status{Signal: int(w.Signal())}
+	}
+	return status.Status{Exit: w.ExitStatus()}
 }

@@ -25,7 +25,7 @@ const (
 	fdStderr
 )
 
-// programName is the first argument of a session process. A program that can also become one looks for it.
+// programName is the first argument of a session process.
 const programName = "cntr-session"
 
 // request is the first line on the control socket.

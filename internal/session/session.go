@@ -43,7 +43,7 @@ type Spec struct {
 	Columns      uint16           // likewise
 	Stdio        [3]*os.File      // stdin, stdout, stderr, when not Terminal: pipes or sockets, owned by the caller
 	Properties   []units.Property // of its scope
-	Status       *os.File         // where the end is told, see [Status]: the write end of a pipe, owned by the caller
+	Status       *os.File         // where the end is told, see package status: the write end of a pipe, owned by the caller
 }
 
 // Info is what can be told about a running session. The session process carries it in its own command

@@ -5,36 +5,23 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/cntr-attach/cntr-attach/internal/status"
 )
-
-// Unknown stands for what is not counted: the host has no such controller, or the session no scope.
-const Unknown = uint64(math.MaxUint64)
-
-// Usage is what a session has cost, its file server included.
-type Usage struct {
-	CPUNSec       uint64 `json:"cpu"`            // CPU time, in ns
-	MemoryCurrent uint64 `json:"memory_current"` // bytes
-	MemoryPeak    uint64 `json:"memory_peak"`    // bytes; Linux 5.19
-	IORead        uint64 `json:"io_read"`        // bytes read from devices
-	IOWritten     uint64 `json:"io_written"`     // bytes written to devices
-}
-
-var noUsage = Usage{Unknown, Unknown, Unknown, Unknown, Unknown}
 
 // readUsage reads what the kernel has counted for a control group, given by its directory (cgroup-v2 of the kernel's
 // documentation). A session's group has no others below it that the kernel would not count with it.
-func readUsage(dir string) Usage {
+func readUsage(dir string) status.Usage {
 	if dir == "" {
-		return noUsage
+		return status.NoUsage
 	}
-	u := noUsage
+	u := status.NoUsage
 	if data, err := os.ReadFile(dir + "/cpu.stat"); err == nil {
-		if usec := sumFields(data, "usage_usec "); usec != Unknown {
+		if usec := sumFields(data, "usage_usec "); usec != status.Unknown {
 			u.CPUNSec = usec * 1000
 		}
 	}
@@ -47,7 +34,7 @@ func readUsage(dir string) Usage {
 	}
 	if data, err := os.ReadFile(dir + "/io.stat"); err == nil {
 		u.IORead, u.IOWritten = 0, 0 // no line: no device was used
-		if n := sumFields(data, "rbytes="); n != Unknown {
+		if n := sumFields(data, "rbytes="); n != status.Unknown {
 			u.IORead, u.IOWritten = n, sumFields(data, "wbytes=")
 		}
 	}
@@ -72,20 +59,20 @@ func sumFields(data []byte, key string) uint64 {
 		}
 	}
 	if !found {
-		return Unknown
+		return status.Unknown
 	}
 	return sum
 }
 
 // Usage returns what a running session has cost so far.
-func (l *Launcher) Usage(s *Session) Usage {
+func (l *Launcher) Usage(s *Session) status.Usage {
 	cgroup, err := cgroupOf(uint32(s.PID))
 	if err != nil || s.Scope == "" || filepath.Base(cgroup) != s.Scope || !s.Process.Alive() {
-		return noUsage
+		return status.NoUsage
 	}
 	dir, err := cgroupDir(cgroup)
 	if err != nil {
-		return noUsage
+		return status.NoUsage
 	}
 	return readUsage(dir)
 }
@@ -94,7 +81,7 @@ func (l *Launcher) Usage(s *Session) Usage {
 func resultFile(dir, id string) string { return filepath.Join(dir, id+".json") }
 
 // leaveResult writes the end of a session to the directory of results, if there is one.
-func (s Status) leaveResult(dir, id string) error {
+func leaveResult(s status.Status, dir, id string) error {
 	if dir == "" {
 		return nil
 	}
@@ -125,18 +112,18 @@ func (l *Launcher) KeepResults(dir string) error {
 }
 
 // Result returns how a session ended, once its process has. A session process that was killed has left nothing.
-func (l *Launcher) Result(id string) Status {
+func (l *Launcher) Result(id string) status.Status {
 	file := resultFile(l.results, id)
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return killed()
+		return status.Killed()
 	}
 	_ = os.Remove(file) // it would only be told again
-	return ReadStatus(bytes.NewReader(data))
+	return status.Read(bytes.NewReader(data))
 }
 
 // usageOf returns what this process's session has cost.
-func (p *process) usage() (Usage, time.Duration) {
+func (p *process) usage() (status.Usage, time.Duration) {
 	dir := ""
 	if p.members != nil {
 		dir = p.members.dir
