@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -47,6 +49,26 @@ func TestStdinEndsForItself(t *testing.T) {
 	}
 	if code := r.exit(runTimeout); code != 3 {
 		t.Errorf("exit status %d", code)
+	}
+}
+
+// A command that closes its streams and runs on: their other ends see that, as those of any command.
+func TestStreamsEndForThemselves(t *testing.T) {
+	for _, mode := range []string{"--quiet", "--direct"} {
+		r := start(t, mode, booted, "sh", "-c", "exec <&- >&-; while [ ! -e /tmp/go-on ]; do sleep 0.01; done; rm /tmp/go-on; exit 3")
+		_ = r.stdout.SetReadDeadline(time.Now().Add(runTimeout))
+		if _, err := r.stdout.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s: its output has not ended: %v", mode, err)
+		}
+		for err := error(nil); !errors.Is(err, unix.EPIPE); {
+			if _, err = r.stdin.Write(make([]byte, 1<<16)); err != nil && !errors.Is(err, unix.EPIPE) {
+				t.Fatal(err)
+			}
+		}
+		succeeds(t, booted, "touch", "/tmp/go-on")
+		if code := r.exit(runTimeout); code != 3 {
+			t.Errorf("%s: exit status %d", mode, code)
+		}
 	}
 }
 

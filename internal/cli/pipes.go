@@ -50,17 +50,21 @@ func (p *pipes) closeTheirs() {
 	}
 }
 
-// copy starts copying. Each stream ends for itself: the end of stdin is the command's end of file.
+// copy starts copying. Each stream ends for itself, and its end is passed on: a command that closes its output may run on.
 func (p *pipes) copy() {
 	p.closeTheirs() // the session has its own by now
 	go func() {
 		_, _ = io.Copy(p.ours[0], os.Stdin) // a command that does not read on is no error
 		_ = p.ours[0].Close()
+		_ = os.Stdin.Close()
 	}()
 	for fd, to := range map[int]*os.File{1: os.Stdout, 2: os.Stderr} {
 		p.outputs.Add(1)
 		go func() {
 			defer p.outputs.Done()
+			if fd == 1 { // there may be something to say on the other, later
+				defer to.Close()
+			}
 			for {
 				_, err := io.Copy(to, p.ours[fd])
 				// The deadline says that the session is over. What is in the pipe still comes out; an

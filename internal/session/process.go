@@ -52,10 +52,6 @@ type process struct {
 // Main is a session process's whole life. It returns the exit status. The calling goroutine must be
 // locked to the main thread: the children are told of that thread's death.
 func Main() int {
-	// The file system's server threads are in system calls nearly all of the time. With fewer Ps than such threads the
-	// runtime's monitor takes Ps away from those that wait, every 20 µs, and they have to wait for one again before they
-	// can go on: a sixth of the time of an open and close.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), serverPs))
 	if err := harden(); err != nil {
 		fmt.Fprintf(os.Stderr, "cntr-session: %v\n", err)
 		return 1
@@ -83,8 +79,14 @@ func Main() int {
 		}
 		return 1
 	}
+	// The file system's server threads are in system calls nearly all of the time. With fewer Ps than such threads the
+	// runtime's monitor takes Ps away from those that wait, every 20 µs, and they have to wait for one again before they
+	// can go on: a sixth of the time of an open and close.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), serverPs))
+	closeAll(p.stdio[:]...) // the command's alone: their other ends see when it closes them
 	p.logStart()
 	s := p.wait(reaper, terminate)
+	closeAll(p.terminal) // not before: a command may let go of its terminal and open it again
 	usage, wall := p.usage()
 	s.Usage, s.Wall = &usage, wall
 	p.logEnd(s)
