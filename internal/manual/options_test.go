@@ -23,7 +23,11 @@ var definition = regexp.MustCompile(`^(Bool|Int|String|StringArray|Duration)(Var
 
 func readProgram(t *testing.T, name string) program {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join("../../cmd", name, "*.go"))
+	dir := filepath.Join("../../cmd", name)
+	if name == "cntr-attach" {
+		dir = "../cli" // it shares its command line with cntr-direct
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
