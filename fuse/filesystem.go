@@ -154,7 +154,7 @@ func New(o Options) (*FileSystem, error) {
 		inodes:        newTable(),
 		mounts:        newMounts(threads),
 		threads:       threads,
-		watcher:       newWatcher(o.Watch > 0 && !o.Writable),
+		watcher:       newWatcher(o.Watch > 0),
 		started:       time.Now(),
 		gen:           generation(),
 	}
@@ -320,7 +320,7 @@ func (fs *tree) connect(c *transport) {
 	fs.locks.releases = c.releases
 	if fs.watcher.group >= 0 {
 		fs.watcher.sender.Store(c)
-		c.also(fs.watch, fs.watcher.wake)
+		c.also(fs.watch, fs.watcher.end)
 	}
 }
 
