@@ -295,7 +295,7 @@ func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, 
 		return nil, nil, err
 	}
 	copied := *left
-	if x, err = scan(b, l, &copied, &limited{data, c.bound()}); err != nil {
+	if x, err = scan(b, l, &copied, &limited{f: data, max: c.bound()}); err != nil {
 		_ = data.Close()
 		return nil, nil, err
 	}
@@ -312,15 +312,24 @@ func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, 
 
 // limited is a file that may not become longer than the cache: that would keep nothing else, and take all space meanwhile.
 type limited struct {
-	f    *os.File
-	left int64
+	f        *os.File
+	max      int64
+	n, begun int64 // bytes that were written, and those of which the disk was told
 }
 
+// told is of how many bytes the disk is told at once. Else it is told at the end, when somebody waits for it.
+const told = 16 << 20
+
 func (l *limited) Write(p []byte) (int, error) {
-	if l.left -= int64(len(p)); l.left < 0 {
+	if l.n+int64(len(p)) > l.max {
 		return 0, fmt.Errorf("a copy of it does not fit into %s", filepath.Dir(l.f.Name()))
 	}
-	return l.f.Write(p)
+	n, err := l.f.Write(p)
+	if l.n += int64(n); l.n-l.begun >= told {
+		_ = unix.SyncFileRange(int(l.f.Fd()), l.begun, l.n-l.begun, unix.SYNC_FILE_RANGE_WRITE) // fsync is what counts
+		l.begun = l.n
+	}
+	return n, err
 }
 
 // forget removes what is known of a layer, whose copy was found to be damaged. The next session looks into it again.

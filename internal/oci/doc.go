@@ -9,7 +9,7 @@
 //
 // From the indexes one tree is made in memory ([Tree]). A file's content is read from its layer when somebody opens
 // the file, compared with its digest, and kept in the cache. A compressed layer cannot be read from its middle, so
-// the cache has a copy of it in zstd frames of one MiB; a plain one is read where it is.
+// the cache has a copy of it in frames of one MiB, compressed lightly; a plain one is read where it is.
 //
 // All names are names in that tree: nothing of an image ever names a file of the host. Symbolic links on the way to an
 // entry are followed in the tree, as in a root directory.

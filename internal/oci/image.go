@@ -11,7 +11,7 @@ import (
 	"sort"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/s2"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +26,6 @@ type Image struct {
 	cache  *Cache
 	layers []content
 	bytes  uint64
-	zstd   func() (*zstd.Decoder, error)
 
 	mu     sync.Mutex
 	pieces [4]piece // decompressed lately
@@ -54,10 +53,7 @@ func Load(kind, path, tag string, as Open, cache *Cache) (_ *Image, err error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Image{builder: newBuilder(), cache: cache, zstd: sync.OnceValues(func() (*zstd.Decoder, error) {
-		return zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(frameSize))
-	})}
-	i.source = source
+	i := &Image{builder: newBuilder(), source: source, cache: cache}
 	defer func() {
 		if err != nil {
 			_ = i.Close()
@@ -223,7 +219,7 @@ func (i *Image) Open(n uint32) (*os.File, error) {
 		r := tar.NewReader(i.reader(f.layer, e.at))
 		h, err := r.Next()
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errDamaged, err)
 		}
 		if h.Size != e.size {
 			return fmt.Errorf("%w: its size is another", errDamaged)
@@ -286,19 +282,19 @@ func (i *Image) piece(layer, n int) ([]byte, error) {
 		}
 	}
 	i.mu.Unlock()
-	z, err := i.zstd()
-	if err != nil {
-		return nil, err
-	}
 	c := &i.layers[layer]
 	from, to := c.frames[n], c.frames[n+1]
 	packed := make([]byte, to.packed-from.packed)
 	if _, err := c.data.ReadAt(packed, from.packed); err != nil {
 		return nil, fmt.Errorf("reading the copy of the layer: %w", err)
 	}
-	data, err := z.DecodeAll(packed, make([]byte, 0, frameSize))
-	if err == nil && int64(len(data)) != to.plain-from.plain {
+	size, err := s2.DecodedLen(packed)
+	if err == nil && int64(size) != to.plain-from.plain {
 		err = errors.New("a frame has another length")
+	}
+	var data []byte
+	if err == nil {
+		data, err = s2.Decode(nil, packed)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the copy of the layer: %w: %w", errDamaged, err)

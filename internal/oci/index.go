@@ -43,7 +43,7 @@ type index struct {
 }
 
 // indexMagic changes with the format.
-const indexMagic = "cntr-attach layer index 2\n"
+const indexMagic = "cntr-attach layer index 3\n"
 
 var errIndex = errors.New("the index is damaged")
 

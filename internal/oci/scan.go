@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
@@ -20,31 +22,30 @@ import (
 // frameSize is how much of a tar file is in a frame of its copy, in bytes.
 const frameSize = 1 << 20
 
-// counter passes on what is read, counts and digests it.
+// counter passes on what is read, and counts it.
 type counter struct {
 	io.Reader
 	n   int64
-	max int64
-	sum hash.Hash
-	out io.Writer // nil: nothing else
+	max int64 // more is an error
 }
 
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
-	c.n += int64(n)
-	c.sum.Write(p[:n]) // never fails (package hash)
-	if c.out != nil {
-		if _, err := c.out.Write(p[:n]); err != nil {
-			return n, err
-		}
-	}
-	if c.max > 0 && c.n > c.max {
+	if c.n += int64(n); c.n > c.max {
 		return n, fmt.Errorf("it unpacks to more than %d bytes", c.max)
 	}
 	return n, err
 }
 
-func (c *counter) digest() Digest { return Digest("sha256:" + hex.EncodeToString(c.sum.Sum(nil))) }
+// into digests all that there is.
+func into(sum hash.Hash) func(io.Reader) error {
+	return func(r io.Reader) error {
+		_, err := io.Copy(sum, r)
+		return err
+	}
+}
+
+func digestIn(sum hash.Hash) Digest { return Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))) }
 
 // decompress returns what a layer has in it, told by how it begins, and whether it was compressed.
 func decompress(r io.Reader) (plain io.ReadCloser, packed bool, err error) {
@@ -66,19 +67,25 @@ func decompress(r io.Reader) (plain io.ReadCloser, packed bool, err error) {
 	return io.NopCloser(in), false, nil
 }
 
-// framer writes a copy of what it is given, in zstd frames.
+// framer writes a copy of what it is given, each frame compressed by itself, with S2: several times as fast as zstd, and half as long again.
 type framer struct {
 	w      io.Writer
-	z      *zstd.Encoder
 	buf    []byte
 	packed []byte
 	frames []frame
 	next   frame
 }
 
-func newFramer(w io.Writer) (*framer, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-	return &framer{w: w, z: z, buf: make([]byte, 0, frameSize)}, err
+func newFramer(w io.Writer) *framer {
+	return &framer{w: w, buf: make([]byte, 0, frameSize), packed: make([]byte, s2.MaxEncodedLen(frameSize))}
+}
+
+// copy copies all that there is.
+func (f *framer) copy(r io.Reader) error {
+	if _, err := io.Copy(f, r); err != nil {
+		return err
+	}
+	return f.flush()
 }
 
 func (f *framer) Write(p []byte) (int, error) {
@@ -99,67 +106,57 @@ func (f *framer) flush() error {
 	if len(f.buf) == 0 {
 		return nil
 	}
-	f.packed = f.z.EncodeAll(f.buf, f.packed[:0])
+	packed := s2.Encode(f.packed, f.buf)
 	f.frames = append(f.frames, f.next)
 	f.next.plain += int64(len(f.buf))
-	f.next.packed += int64(len(f.packed))
+	f.next.packed += int64(len(packed))
 	f.buf = f.buf[:0]
-	_, err := f.w.Write(f.packed)
+	_, err := f.w.Write(packed)
 	return err
-}
-
-// end returns where the frames are.
-func (f *framer) end() ([]frame, error) {
-	err := f.flush()
-	return append(f.frames, f.next), err
 }
 
 // budget is what an image may still have.
 type budget struct{ entries, names int }
 
-// scan reads a layer and finds out what is in it. What is compressed is copied to data, in frames.
+// scan reads a layer and finds out what is in it. What is compressed is copied to data, in frames. All of it is read, and everything that is
+// to be made of it, at once: nothing takes longer than what takes longest, which is to decompress.
 func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
-	stored := &counter{Reader: b.reader(), sum: sha256.New()}
-	plain, packed, err := decompress(stored)
+	x := &index{}
+	stored := sha256.New()
+	tarred := stored // if that is the same
+	err := tee(b.reader(), into(stored), func(r io.Reader) error {
+		plain, packed, err := decompress(r)
+		if err != nil {
+			return err
+		}
+		defer plain.Close()
+		in := &counter{Reader: plain, max: min(maxBytes, b.size*maxRatio+ratioSlack)}
+		if !packed {
+			return x.read(in, left)
+		}
+		tarred = sha256.New()
+		f := newFramer(data)
+		err = tee(in, into(tarred), f.copy, func(r io.Reader) error { return x.read(r, left) })
+		x.frames = append(f.frames, f.next)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer plain.Close()
-	tarred := &counter{Reader: plain, sum: sha256.New(), max: min(maxBytes, b.size*maxRatio+ratioSlack)}
-	var f *framer
-	if packed {
-		if f, err = newFramer(data); err != nil {
-			return nil, err
-		}
-		tarred.out = f
+	if got := digestIn(stored); l.blob != "" && got != l.blob {
+		return nil, fmt.Errorf("its digest is not %s but %s", l.blob, got)
 	}
-	x := &index{}
-	if err := x.read(tarred, left); err != nil {
-		return nil, err
+	if got := digestIn(tarred); got != l.diffID {
+		return nil, fmt.Errorf("the digest of the tar file in it is not %s but %s", l.diffID, got)
 	}
-	// What comes after the end of the archive is part of the layer all the same.
-	if _, err := io.Copy(io.Discard, tarred); err != nil {
-		return nil, err
-	}
-	if _, err := io.Copy(io.Discard, stored); err != nil {
-		return nil, err
-	}
-	if l.blob != "" && stored.digest() != l.blob {
-		return nil, fmt.Errorf("its digest is not %s but %s", l.blob, stored.digest())
-	}
-	if tarred.digest() != l.diffID {
-		return nil, fmt.Errorf("the digest of the tar file in it is not %s but %s", l.diffID, tarred.digest())
-	}
-	if packed {
-		x.frames, err = f.end()
-	}
-	return x, err
+	return x, nil
 }
 
 const blockSize = 512 // of a tar file
 
-// read reads a tar file. in counts where it is.
-func (x *index) read(in *counter, left *budget) error {
+// read reads a tar file. What comes after the end of the archive is not read.
+func (x *index) read(r io.Reader, left *budget) error {
+	in := &counter{Reader: r, max: math.MaxInt64}
 	total := int64(0)
 	buf := make([]byte, 256<<10)
 	for r := tar.NewReader(in); ; {
