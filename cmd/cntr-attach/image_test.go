@@ -298,8 +298,8 @@ func TestConfiguredImage(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { must(t, "rm", "-rf", filepath.Dir(file)) })
-	which := []string{"sh", "-c", "[ -e /etc/debian_version ] && echo Debian; [ -e /usr/bin/vim.tiny ] && echo vim; true"}
-	const own, hosts, another = "", "Debian\nvim\n", "Debian\n"
+	which := []string{"sh", "-c", "[ -e /etc/debian_version ] && echo Debian; [ -e /usr/bin/tmux ] && echo tmux; true"}
+	const own, hosts, another = "", "Debian\ntmux\n", "Debian\n"
 	configure("Image=" + toolsDir + "\nMachineImage=nspawn:debu nspawn:deb\nMachineImage=sli[k-n] host\n")
 	for _, c := range []struct{ image, machine, want string }{
 		{"", booted, own}, {"", userns, another}, {"", slim, hosts}, {"--image=host", booted, hosts}, {"--image=" + toolsDir, slim, own},
