@@ -95,7 +95,7 @@ func userStore() (oci.Store, error) {
 
 // named takes the name of what is to be imported apart, and says how it is called if nobody says more.
 func named(from string) (ref image.Ref, name string, err error) {
-	if strings.HasPrefix(from, registry.Prefix) {
+	if strings.HasPrefix(from, oci.Registry) {
 		if name, err = registry.Default(from); err != nil {
 			err = fail.New(fail.InvalidArgument, "it is docker://HOST/NAME:TAG", "%w", err)
 		}
@@ -124,6 +124,7 @@ func explain(from string, err error) error {
 	}{
 		{registry.ErrDenied, fail.AccessDenied, "podman login and docker login note credentials"},
 		{registry.ErrPolicy, fail.AccessDenied, "see man containers-policy.json; skopeo copy verifies signatures, and what it has copied can be imported"},
+		{registry.ErrBlocked, fail.AccessDenied, "see man containers-registries.conf"},
 		{oci.ErrBusy, fail.LimitsExceeded, "try again when it has ended"},
 		{unix.ENOSPC, fail.LimitsExceeded, "cntrctl remove makes room"},
 		{context.Canceled, fail.Internal, "the next import goes on where this one was"},

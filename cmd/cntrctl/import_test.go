@@ -129,6 +129,48 @@ func TestImportFromARegistry(t *testing.T) {
 	}
 }
 
+// Where an image is asked for, and whether, is up to registries.conf.
+func TestImportThroughAMirror(t *testing.T) {
+	startRegistry(t, 1<<20)
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	conf := filepath.Join(home, ".config/containers/registries.conf")
+	succeeds(t, "mkdir", "-p", conf+".d")
+	for file, text := range map[string]string{
+		conf: "[[registry]]\nprefix = 'tools.example/a'\nlocation = '127.0.0.1:1/none'\n" +
+			"[[registry.mirror]]\nlocation = '" + registryAddress + "/empty'\n[[registry.mirror]]\nlocation = '" + registryAddress + "/test'\n",
+		conf + ".d/10-blocked.conf": "unqualified-search-registries = ['tools.example']\n[[registry]]\nprefix = 'tools.example/a/blocked'\nblocked = true\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const from = "docker://tools.example/a/tools:1"
+	if got := succeeds(t, "cntrctl", "import", from); got != "imported as tools-1\n" {
+		t.Errorf("%q", got)
+	}
+	for _, image := range []string{"tools-1", from} {
+		if got := succeeds(t, "cntr-attach", "--image="+image, "slim", "cat", "/hello"); got != "hello\n" {
+			t.Errorf("%s: %q", image, got)
+		}
+	}
+	for from, want := range map[string]string{
+		"docker://tools.example/a/blocked/tools:1": "registries.conf blocks it\nhint: see man containers-registries.conf",
+		"docker://tools.example/a/none:1":          "connection refused", // where it is said to be itself, after the mirrors
+		"docker://tools:1":                         `does not say which registry, and registries.conf has ["tools.example"]`,
+	} {
+		if got := runCommand(t, nil, "cntrctl", "import", from, "x"); got.code != 1 || !strings.Contains(got.stderr, want) {
+			t.Errorf("import %s: %+v, want %q", from, got, want)
+		}
+	}
+	if err := os.WriteFile(conf, []byte("[[registry]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := runCommand(t, nil, "cntrctl", "import", from, "x"); got.code != 1 || !strings.Contains(got.stderr, conf) {
+		t.Errorf("with a file that is none: %+v", got)
+	}
+}
+
 // broken is a registry on a line that breaks after some bytes of each blob.
 type broken struct {
 	*httptest.Server

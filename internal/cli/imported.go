@@ -10,15 +10,12 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
-// inRegistry is how the name of an image begins that is in a registry.
-const inRegistry = "docker://"
-
 // findImage finds an image in the caller's own store, which the service does not know of: one that was imported by that name, or
 // from the registry that it is in. What is in a registry is imported if it was not yet; cntrctl does that, for what it takes
 // is not to be loaded for each session.
 func (o *options) findImage(ctx context.Context) error {
 	wanted := o.image
-	remote := strings.HasPrefix(wanted, inRegistry)
+	remote := strings.HasPrefix(wanted, oci.Registry)
 	if wanted == "" || !remote && (os.Geteuid() == 0 || strings.ContainsAny(wanted, ":/")) {
 		return nil
 	}

@@ -20,6 +20,9 @@ const (
 // IsKind reports whether images are of that kind.
 func IsKind(kind string) bool { return kind == Layout || kind == Archive || kind == DockerArchive }
 
+// Registry is what the name of an image in a registry begins with.
+const Registry = "docker://"
+
 // Digest is the name of a blob: "sha256:" and 64 hexadecimal digits.
 type Digest string
 

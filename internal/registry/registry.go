@@ -9,6 +9,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,9 +29,6 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
-// Prefix is what the name of an image in a registry begins with (containers-transports(5)).
-const Prefix = "docker://"
-
 // longest is how long a manifest may be, in bytes.
 const longest = 8 << 20
 
@@ -43,8 +41,9 @@ var ErrDenied = errors.New("it is not there, or not for you")
 
 // Image is an image in a registry. It implements oci.Source.
 type Image struct {
-	ref    name.Reference
-	client *http.Client
+	ref      name.Reference
+	client   *http.Client
+	manifest []byte
 }
 
 // Default returns the name that an image gets if nobody has said another.
@@ -61,8 +60,8 @@ func Default(ref string) (string, error) {
 	return short, nil
 }
 
-func parse(ref string) (name.Reference, error) {
-	r, err := name.ParseReference(strings.TrimPrefix(ref, Prefix))
+func parse(ref string, options ...name.Option) (name.Reference, error) {
+	r, err := name.ParseReference(strings.TrimPrefix(ref, oci.Registry), options...)
 	if err == nil && slices.Contains(strings.Split(r.Context().RepositoryStr(), "/"), "..") {
 		err = errors.New("it leads upwards")
 	}
@@ -72,7 +71,8 @@ func parse(ref string) (name.Reference, error) {
 	return r, nil
 }
 
-// Open asks a registry whether an image can be had, with the credentials that there are for it.
+// Open finds an image in a registry, with the credentials that there are for it: in the first of the places that registries.conf says which has
+// it.
 func Open(ctx context.Context, ref string) (*Image, error) {
 	r, err := parse(ref)
 	if err != nil {
@@ -81,7 +81,34 @@ func Open(ctx context.Context, ref string) (*Image, error) {
 	if err := permitted(policyFiles(), r); err != nil {
 		return nil, err
 	}
-	auth, err := credentials(authFiles(), r.Context())
+	conf, err := readRegistries(registriesFiles())
+	if err != nil {
+		return nil, err
+	}
+	places, err := conf.places(ref, r)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for n, p := range places {
+		i, err := openAt(ctx, p)
+		if err == nil {
+			return i, nil
+		}
+		if len(places) > 1 {
+			err = fmt.Errorf("%s: %w", p, err)
+		}
+		if n > 0 {
+			err = fmt.Errorf("%w; %w", failed, err)
+		}
+		failed = err
+	}
+	return nil, failed
+}
+
+// openAt asks at one place.
+func openAt(ctx context.Context, p place) (*Image, error) {
+	auth, err := credentials(authFiles(), p.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -91,11 +118,21 @@ func Open(ctx context.Context, ref string) (*Image, error) {
 	}
 	plain = plain.Clone()
 	plain.ResponseHeaderTimeout = time.Minute
-	t, err := transport.NewWithContext(ctx, r.Context().Registry, auth, secure{plain}, []string{r.Scope(transport.PullScope)})
+	var below http.RoundTripper = secure{plain}
+	if p.insecure {
+		plain.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as somebody has written down
+		below = plain
+	}
+	t, err := transport.NewWithContext(ctx, p.Context().Registry, auth, below, []string{p.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, explain(err)
 	}
-	return &Image{r, &http.Client{Transport: t}}, nil
+	i := &Image{ref: p.Reference, client: &http.Client{Transport: t}}
+	if i.manifest, err = i.find(ctx); err != nil {
+		_ = i.Close()
+		return nil, err
+	}
+	return i, nil
 }
 
 // Close has nothing to close.
@@ -114,7 +151,10 @@ func (s secure) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // Manifest returns the image's manifest for this machine.
-func (i *Image) Manifest(ctx context.Context) ([]byte, error) {
+func (i *Image) Manifest(context.Context) ([]byte, error) { return i.manifest, nil }
+
+// find asks for it.
+func (i *Image) find(ctx context.Context) ([]byte, error) {
 	id := i.ref.Identifier()
 	for range 3 { // an index, and one in it, at most
 		text, err := i.document(ctx, id)
