@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -38,20 +39,24 @@ List machines that can be attached to, sessions in them, and images.
 
 // command is one of cntrctl's.
 type command struct {
-	args  string // what it takes: "" is nothing; "…" at the end: several
+	what  string // its arguments are; it wants one at least
+	most  int    // arguments
 	alone bool   // it does without the service
 	run   func(context.Context, *options, *dbus.Client) error
 }
 
+// many is any number of arguments.
+const many = math.MaxInt
+
 var commands = map[string]command{
 	"list":      {run: list},
 	"sessions":  {run: sessions},
-	"status":    {args: "session…", run: showStatus},
-	"terminate": {args: "session…", run: terminate},
-	"kill":      {args: "session…", run: kill},
+	"status":    {what: "session", most: many, run: showStatus},
+	"terminate": {what: "session", most: many, run: terminate},
+	"kill":      {what: "session", most: many, run: kill},
 	"images":    {run: images},
-	"import":    {args: "image [NAME]", alone: true, run: importImage},
-	"remove":    {args: "image…", alone: true, run: removeImages},
+	"import":    {what: "image", most: 2, alone: true, run: importImage},
+	"remove":    {what: "image", most: many, alone: true, run: removeImages},
 	"monitor":   {run: monitor},
 }
 
@@ -113,22 +118,15 @@ func parseOptions(args []string) (*options, error) {
 
 // takes checks the number of a command's arguments.
 func (c command) takes(name string, args []string) error {
-	most := 0
 	switch {
-	case strings.HasSuffix(c.args, "…"):
-		most = len(args)
-	case c.args != "":
-		most = len(strings.Fields(c.args))
-	}
-	switch what := strings.TrimSuffix(strings.Fields(c.args + " -")[0], "…"); {
-	case c.args != "" && len(args) == 0 && what == "session":
+	case len(args) > c.most:
+		return fail.New(fail.InvalidArgument, "see cntrctl --help", "%s takes no argument %q", name, args[c.most])
+	case len(args) > 0 || c.most == 0:
+		return nil
+	case c.what == "session":
 		return fail.New(fail.InvalidArgument, "cntrctl sessions shows the ids", "which session?")
-	case c.args != "" && len(args) == 0:
-		return fail.New(fail.InvalidArgument, "see cntrctl --help", "which %s?", what)
-	case len(args) > most:
-		return fail.New(fail.InvalidArgument, "see cntrctl --help", "%s takes no argument %q", name, args[most])
 	}
-	return nil
+	return fail.New(fail.InvalidArgument, "see cntrctl --help", "which %s?", c.what)
 }
 
 // parseSignal takes "SIGHUP", "HUP" and "1".
