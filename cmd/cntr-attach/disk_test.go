@@ -121,6 +121,12 @@ func TestDamagedDiskImages(t *testing.T) {
 		{"btrfs, cut", "btrfs", `truncate -s 128K "$1"`, "cannot be mounted as btrfs"},
 		{"ext4, scribbled over", "ext4", `dd if=/dev/urandom of="$1" bs=4096 seek=1 count=64 conv=notrunc status=none`, "cannot be mounted as ext4"},
 		{"gpt, cut", "gpt", `truncate -s 1100K "$1"`, "it is cut off"},
+		// What has something to be verified with is not used without; here is no device mapper.
+		{"gpt, with hashes that are none", "gpt", `sfdisk --quiet --part-type "$1" 1 2C7357ED-EBD2-46D9-AEC1-23D437EC2BF5`, "its verity data: it does not begin as such"},
+		{"a root hash beside it", "squashfs", `echo 01 >"$1.roothash"`, "no verity data that it can be compared with"},
+		{"hashes that nothing checks", "squashfs", `sha256sum <"$1" | cut -d ' ' -f 1 >"$1.roothash"
+			printf 'verity\0\0\1\0\0\0\1\0\0\0%16ssha256' '' | cat - /dev/zero | head -c 64 >"$1.verity"
+			printf '\0\20\0\0\0\20\0\0\1' | cat - /dev/zero | head -c 448 >>"$1.verity"`, "there is no device mapper here"},
 		{"gpt, changed", "gpt", `printf x | dd of="$1" bs=1 seek=530 conv=notrunc status=none`, "the checksum of its partition table is wrong"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -30,27 +30,29 @@ var formats = []format{
 }
 
 // probe finds out where on a disk the root file system is, and of what type it is.
-func probe(disk io.ReaderAt, size uint64) (format, span, error) {
-	whole := span{0, size}
-	if f, ok := formatOf(disk, 0); ok {
-		return f, whole, nil
+func probe(disk io.ReaderAt, size uint64) (d layout, err error) {
+	d.root.span = span{0, size}
+	var ok bool
+	if d.format, ok = formatOf(disk, 0); ok {
+		return d, nil
 	}
 	table, err := parseGPT(disk, size)
 	if err != nil {
-		return format{}, whole, err
+		return d, err
 	}
 	if table == nil {
-		return format{}, whole, errors.New("it is neither a partition table nor a file system, which are " + known())
+		return d, errors.New("it is neither a partition table nor a file system, which are " + known())
 	}
-	root, err := rootOf(table)
-	if err != nil {
-		return format{}, root, err
+	if d.root, err = rootOf(table); err != nil {
+		return d, err
 	}
-	f, ok := formatOf(disk, int64(root.offset))
-	if !ok {
-		return format{}, root, errors.New("what is on its root partition is none of " + known())
+	if d.hashes, err = hashesOf(table); err != nil {
+		return d, err
 	}
-	return f, root, nil
+	if d.format, ok = formatOf(disk, int64(d.root.offset)); !ok {
+		return d, errors.New("what is on its root partition is none of " + known())
+	}
+	return d, nil
 }
 
 func formatOf(disk io.ReaderAt, start int64) (format, bool) {
@@ -93,15 +95,20 @@ func openDisk(i *Image, at *os.File, owner uint32, opener ns.Identity) (*Tree, e
 	if err != nil {
 		return nil, fmt.Errorf("examining the image %q: %w", i, err)
 	}
-	f, part, err := probe(file, uint64(size))
+	d, err := probe(file, uint64(size))
 	if err != nil {
 		return nil, fail.New(fail.NoSuchImage, "file(1) tells what it is", "%q is no image: %w", i.Path, err)
 	}
-	device, err := attachLoop(file, i.Path, part)
+	v, err := findVerity(i, file, d, opener)
+	if err != nil {
+		return nil, fail.New(fail.NoSuchImage, "veritysetup dump tells of verity data", "the image %q: %w", i, err)
+	}
+	device, err := attach(i, file, d, v)
 	if err != nil {
 		return nil, fmt.Errorf("the image %q: %w", i, err)
 	}
 	defer device.Close() // the mount keeps it, and it clears itself when that goes
+	f := d.format
 	root, err := ns.MountDisk(f.name, device, f.options...)
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -118,6 +125,20 @@ func openDisk(i *Image, at *os.File, owner uint32, opener ns.Identity) (*Tree, e
 	return &Tree{
 		Root: root, UIDs: ids, GIDs: ids, ReadOnly: true, Immutable: true, SetID: opener.Root() && owner == 0,
 	}, nil
+}
+
+// attach returns a device of the root file system, the blocks of which are verified if there is something to do it with.
+func attach(i *Image, file *os.File, d layout, v *verity) (*os.File, error) {
+	if v == nil {
+		return attachLoop(file, i.Path, d.root.span)
+	}
+	defer v.close(file)
+	data, err := attachLoop(file, i.Path, d.root.span)
+	if err != nil {
+		return nil, err
+	}
+	defer data.Close() // the device keeps it
+	return v.attach(data, i.Path)
 }
 
 // rootsOwn reports why somebody else than root could have changed a file, or put another in its place: nil if it and all

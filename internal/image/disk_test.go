@@ -86,15 +86,15 @@ func TestProbe(t *testing.T) {
 		"a changed entry":           {disk: with(table(), 1024+200, "x"), wrong: "checksum of its partitions"},
 		"a long header":             {disk: with(table(), 512+12, "\xff\xff\xff\xff"), wrong: "the header of its partition table has 4294967295 bytes"},
 	} {
-		f, s, err := probe(bytes.NewReader(c.disk), uint64(len(c.disk)))
+		d, err := probe(bytes.NewReader(c.disk), uint64(len(c.disk)))
 		if c.wrong != "" {
 			if err == nil || !strings.Contains(err.Error(), c.wrong) {
 				t.Errorf("%s: got %v, want %q", what, err, c.wrong)
 			}
 			continue
 		}
-		if err != nil || f.name != c.format || s != (span{c.start, c.size}) {
-			t.Errorf("%s: got %q at %+v, %v", what, f.name, s, err)
+		if err != nil || d.name != c.format || d.root.span != (span{c.start, c.size}) || d.hashes != nil {
+			t.Errorf("%s: got %+v, %v", what, d, err)
 		}
 	}
 }
@@ -120,8 +120,8 @@ func FuzzProbe(f *testing.F) {
 				le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:n]))
 			}
 		}
-		_, s, err := probe(bytes.NewReader(data), uint64(len(data)))
-		if err == nil && (s.offset > uint64(len(data)) || s.size > uint64(len(data))-s.offset) {
+		d, err := probe(bytes.NewReader(data), uint64(len(data)))
+		if s := d.root.span; err == nil && (s.offset > uint64(len(data)) || s.size > uint64(len(data))-s.offset) {
 			t.Errorf("%+v is outside of %d bytes", s, len(data))
 		}
 	})

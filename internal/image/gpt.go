@@ -21,8 +21,20 @@ type span struct{ offset, size uint64 }
 
 type partition struct {
 	span
-	kind  guid
-	flags uint64
+	kind, id guid
+	flags    uint64
+}
+
+// layout is where on a disk what is.
+type layout struct {
+	format
+	root   partition
+	hashes *partition // that its blocks are verified with; nil: none
+}
+
+// bytes returns a GUID in the order in which it is written.
+func (g guid) bytes() []byte {
+	return []byte{g[3], g[2], g[1], g[0], g[5], g[4], g[7], g[6], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]}
 }
 
 // noAuto is the flag of partitions that are not to be used by themselves (Discoverable Partitions Specification).
@@ -35,6 +47,11 @@ var (
 		"amd64":   newGUID(0x4f68bce3, 0xe8cd, 0x4db1, 0x96e7, 0xfbcaf984b709),
 		"arm64":   newGUID(0xb921b045, 0x1df0, 0x41c3, 0xaf44, 0x4c6f280d3fae),
 		"riscv64": newGUID(0x72ec70a6, 0xcf74, 0x40e6, 0xbd49, 0x4bda08e8f224),
+	}
+	verityTypes = map[string]guid{ // of what the root file system is verified with
+		"amd64":   newGUID(0x2c7357ed, 0xebd2, 0x46d9, 0xaec1, 0x23d437ec2bf5),
+		"arm64":   newGUID(0xdf3300ce, 0xd69f, 0x4c92, 0x978c, 0x9bfb0f38d820),
+		"riscv64": newGUID(0xb6ed5582, 0x440b, 0x4209, 0xb8da, 0x5ff7c419ea3d),
 	}
 	usrTypes = map[string]guid{
 		"amd64":   newGUID(0x8484680c, 0x9521, 0x48c6, 0x9c11, 0xb0720656f69e),
@@ -98,7 +115,7 @@ func readGPT(disk io.ReaderAt, size, sector uint64, h []byte) ([]partition, erro
 	}
 	list := []partition{}
 	for e := range slices.Chunk(entries, int(each)) {
-		p := partition{kind: guid(e[:16]), flags: le.Uint64(e[48:])}
+		p := partition{kind: guid(e[:16]), id: guid(e[16:32]), flags: le.Uint64(e[48:])}
 		if p.kind == (guid{}) {
 			continue
 		}
@@ -114,27 +131,40 @@ func readGPT(disk io.ReaderAt, size, sector uint64, h []byte) ([]partition, erro
 
 // rootOf chooses the partition with the root file system as systemd-dissect(1) does: the first of the type for this
 // architecture, or else the only one of the type that does for all of Linux.
-func rootOf(list []partition) (span, error) {
-	var generic []span
+func rootOf(list []partition) (partition, error) {
+	var generic []partition
 	for _, p := range list {
 		switch {
 		case p.flags&noAuto != 0:
 		case p.kind == rootTypes[runtime.GOARCH]:
 			for _, other := range list {
 				if other.kind == usrTypes[runtime.GOARCH] {
-					return span{}, errors.New("it has /usr on a partition of its own")
+					return p, errors.New("it has /usr on a partition of its own")
 				}
 			}
-			return p.span, nil
+			return p, nil
 		case p.kind == genericLinux:
-			generic = append(generic, p.span)
+			generic = append(generic, p)
 		}
 	}
 	switch len(generic) {
 	case 0:
-		return span{}, errors.New("it has no partition with a root file system for this architecture")
+		return partition{}, errors.New("it has no partition with a root file system for this architecture")
 	case 1:
 		return generic[0], nil
 	}
-	return span{}, fmt.Errorf("%d of its partitions may be the root file system", len(generic))
+	return partition{}, fmt.Errorf("%d of its partitions may be the root file system", len(generic))
+}
+
+// hashesOf returns the partition with what the root file system is verified with, nil if there is none.
+func hashesOf(list []partition) (found *partition, err error) {
+	for i := range list {
+		if p := &list[i]; p.kind == verityTypes[runtime.GOARCH] && p.flags&noAuto == 0 {
+			if found != nil {
+				return nil, errors.New("it has more than one partition with verity data")
+			}
+			found = p
+		}
+	}
+	return found, nil
 }

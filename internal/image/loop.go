@@ -26,19 +26,11 @@ const (
 // 5.8). If there is one already, it is shared: then the kernel shares what is mounted from it, and all that it has in
 // memory of that. The path is for people to see.
 func attachLoop(file *os.File, path string, part span) (*os.File, error) {
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	control, err := lockLoops()
 	if err != nil {
-		return nil, fail.New(fail.NotSupported, "load it with modprobe loop", "there are no loop devices here: %w", err)
+		return nil, err
 	}
 	defer control.Close()
-	// As systemd does: two that set up a device at once do not take each other's, and the second finds that of the first.
-	err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("locking %s: %w", control.Name(), err)
-	}
 	if d := findLoop(file, part); d != nil {
 		return d, nil
 	}
@@ -64,6 +56,24 @@ func attachLoop(file *os.File, path string, part span) (*os.File, error) {
 		}
 	}
 	return nil, errors.New("setting up a loop device: each was taken by somebody else")
+}
+
+// lockLoops opens the control device, and keeps others from setting up a device until it is closed. As systemd does: two that do at once do not
+// take each other's, and the second finds that of the first.
+func lockLoops() (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fail.New(fail.NotSupported, "load it with modprobe loop", "there are no loop devices here: %w", err)
+	}
+	err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Flock(int(control.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		_ = control.Close()
+		return nil, fmt.Errorf("locking %s: %w", control.Name(), err)
+	}
+	return control, nil
 }
 
 // findLoop finds a device of ours that there is already.
