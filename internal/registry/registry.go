@@ -62,8 +62,10 @@ func Default(ref string) (string, error) {
 
 func parse(ref string, options ...name.Option) (name.Reference, error) {
 	r, err := name.ParseReference(strings.TrimPrefix(ref, oci.Registry), options...)
-	if err == nil && slices.Contains(strings.Split(r.Context().RepositoryStr(), "/"), "..") {
-		err = errors.New("it leads upwards")
+	if err == nil && slices.ContainsFunc(strings.Split(r.Context().RepositoryStr(), "/"), func(part string) bool {
+		return part == "" || part == "." || part == ".."
+	}) {
+		err = errors.New("a part of it is none")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%q is no name of an image in a registry: %w", ref, err)
