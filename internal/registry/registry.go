@@ -67,6 +67,9 @@ func parse(ref string, options ...name.Option) (name.Reference, error) {
 	}) {
 		err = errors.New("a part of it is none")
 	}
+	if err == nil && strings.Contains(r.Context().RegistryStr(), "*") { // which stands for others in policies
+		err = errors.New("its registry is no host")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%q is no name of an image in a registry: %w", ref, err)
 	}
