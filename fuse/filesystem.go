@@ -55,6 +55,10 @@ type Options struct {
 	// back to the server file by file.
 	Passthrough bool
 
+	// URing asks for requests over io_uring in place of /dev/fuse, where the kernel offers it: Linux 6.14, with the parameter
+	// enable_uring of the module fuse, and io_uring not forbidden. Transport says what came of it. Reserve is for /dev/fuse only.
+	URing bool
+
 	// Descriptors bounds how many descriptors are kept only to be quick. The default is a quarter of RLIMIT_NOFILE,
 	// at most 4096. Open files, and files that were unlinked while they are in use, come on top.
 	Descriptors int
@@ -86,8 +90,9 @@ type Entry struct {
 
 // FileSystem serves one tree on one mount.
 type FileSystem struct {
-	tree *tree   // nil with Options.Files
-	ops  backend // what is served
+	tree  *tree   // nil with Options.Files
+	ops   backend // what is served
+	rings bool    // are wanted
 
 	mu      sync.Mutex
 	conn    *transport
@@ -137,7 +142,7 @@ func New(o Options) (*FileSystem, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newFileSystem(nil, newImageTree(o, ids, top, threads)), nil
+		return newFileSystem(nil, newImageTree(o, ids, top, threads), o.URing), nil
 	}
 	if o.Root == nil {
 		return nil, errors.New("no root given")
@@ -168,12 +173,12 @@ func New(o Options) (*FileSystem, error) {
 		t.watcher.close()
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}
-	return newFileSystem(t, t), nil
+	return newFileSystem(t, t, o.URing), nil
 }
 
-func newFileSystem(t *tree, ops backend) *FileSystem {
+func newFileSystem(t *tree, ops backend, rings bool) *FileSystem {
 	serving := make(chan struct{})
-	return &FileSystem{tree: t, ops: ops, serving: serving, begun: sync.OnceFunc(func() { close(serving) })}
+	return &FileSystem{tree: t, ops: ops, rings: rings, serving: serving, begun: sync.OnceFunc(func() { close(serving) })}
 }
 
 func (c Cache) withDefaults() Cache {
@@ -246,7 +251,7 @@ func (f *FileSystem) Serve(dev *os.File) error {
 		}
 		return errors.New("file system is being served already")
 	}
-	conn, err := newTransport(f.ops, dev)
+	conn, err := newTransport(f.ops, dev, f.rings)
 	f.conn = conn
 	f.mu.Unlock()
 	f.begun()
@@ -307,6 +312,20 @@ func (f *FileSystem) Requests() map[string]uint64 {
 		return nil
 	}
 	return conn.requests()
+}
+
+// Transport says how requests come: "/dev/fuse" or "io_uring". It is "" before Serve.
+func (f *FileSystem) Transport() string {
+	f.mu.Lock()
+	conn := f.conn
+	f.mu.Unlock()
+	switch {
+	case conn == nil:
+		return ""
+	case conn.overRings():
+		return "io_uring"
+	}
+	return "/dev/fuse"
 }
 
 func (fs *tree) serves() error     { return fs.threads.enter() }

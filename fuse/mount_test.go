@@ -4,6 +4,7 @@ package fuse
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if os.Getenv("FUSE_TEST_NAMESPACE") == "" {
-		os.Exit(inNamespace())
+		os.Exit(withTransport(inNamespace))
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		fmt.Fprintln(os.Stderr, "make mounts private:", err)
@@ -37,6 +38,45 @@ func TestMain(m *testing.M) {
 	}
 	runtime.GOMAXPROCS(16) // as the session process has it, see session.Main
 	os.Exit(m.Run())
+}
+
+// transportFlag is what all tests run over. With io_uring, that is turned on for the whole host meanwhile.
+var transportFlag = flag.String("transport", "/dev/fuse", "/dev/fuse, or io_uring")
+
+// withTransport runs f with io_uring turned on if the tests want it.
+func withTransport(f func() int) int {
+	if flag.Parse(); *transportFlag != "io_uring" {
+		return f()
+	}
+	restore, err := enableURing()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "turn io_uring on:", err)
+		return 1
+	}
+	defer restore()
+	return f()
+}
+
+// enableURing sets the parameter of the kernel's module. The test host has no such part of sysfs, so another one is mounted, nowhere.
+func enableURing() (restore func(), err error) {
+	fsfd, err := unix.Fsopen("sysfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fsopen sysfs: %w", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, fmt.Errorf("fsconfig create: %w", err)
+	}
+	sysfs, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("fsmount sysfs: %w", err)
+	}
+	parameter := fmt.Sprintf("/proc/self/fd/%d/module/fuse/parameters/enable_uring", sysfs)
+	before, err := os.ReadFile(parameter)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = os.WriteFile(parameter, before, 0) }, os.WriteFile(parameter, []byte("Y"), 0)
 }
 
 func inNamespace() int {
@@ -84,6 +124,13 @@ func serve(t testing.TB, tree string, o Options) *served {
 // serveOn is serve with the tree in the options.
 func serveOn(t testing.TB, dir string, o Options) *served {
 	t.Helper()
+	o.URing = *transportFlag == "io_uring"
+	return serveAs(t, dir, o)
+}
+
+// serveAs is serveOn with the transport in the options.
+func serveAs(t testing.TB, dir string, o Options) *served {
+	t.Helper()
 	fs, err := New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -107,6 +154,9 @@ func serveOn(t testing.TB, dir string, o Options) *served {
 	go func() { s.done <- fs.Serve(dev) }()
 	noPoll(t, s.mnt)
 	usesItself.Store(false)
+	if over := fs.Transport(); (over == "io_uring") != o.URing {
+		t.Fatalf("served over %s", over)
+	}
 	t.Cleanup(func() { s.unmount(t) })
 	return s
 }
@@ -277,12 +327,18 @@ func asUser(t testing.TB, uid, gid uint32, groups []uint32, f func()) {
 	}
 }
 
-// openFDs counts the descriptors of this process.
+// openFDs counts the descriptors of this process, but for those of threads that were started for requests.
 func openFDs(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
-	return len(entries)
+	n := len(entries)
+	for _, e := range entries {
+		if link, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && link == "anon_inode:[io_uring]" {
+			n--
+		}
+	}
+	return n
 }
 
 // waitFor looks again and again until something is so.

@@ -11,46 +11,115 @@ import (
 
 // server is a server thread, as others see it.
 type server struct {
-	tid int
-	// does is the opcode of the request that it performs, 0 while it is about to read one, and above that how many of
+	tid   atomic.Int32 // 0: it is being started
+	queue int          // whose requests it takes over io_uring
+	// does is the opcode of the request that it performs, 0 while it is about to wait for one, and above that how many of
 	// these states there have been.
 	does atomic.Uint64
 }
 
-const stateShift = 8
+const (
+	stateShift = 8
+	noQueue    = -1
+)
 
 func (s *server) now(op uint32) {
 	s.does.Store((s.does.Load()>>stateShift+1)<<stateShift | uint64(op))
 }
 
+func (c *transport) enlist(s *server) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.servers[s] = struct{}{}
+}
+
+func (c *transport) dismiss(s *server) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.servers, s)
+}
+
 // releases returns a function that says whether a RELEASE may still have to be performed that was sent before the
 // call. The kernel does not wait for its answer, but sends requests in order (fiq->pending): when a thread has a request,
-// some thread has been given every RELEASE before it. That one performs it, or has not come so far: it has been woken in
-// read(2), and waits for a CPU.
+// some thread has been given every RELEASE before it. That one performs it, or has not come so far: it has been woken,
+// and waits for a CPU.
+//
+// Over io_uring there is an order in each queue only. As long as a thread of a queue sleeps, nothing is left in the queue. Where
+// none does, one is waited for, and then for what is being released.
 func (c *transport) releases() func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seen := make(map[*server]uint64)
+	seen, known := make(map[*server]uint64), make(map[*server]struct{})
 	for s := range c.servers {
+		known[s] = struct{}{}
 		if does := s.does.Load(); op(does) == 0 || op(does) == opRelease {
 			seen[s] = does
 		}
 	}
+	behind := c.behind()
 	return func() bool {
 		for s, does := range seen {
 			if !s.mayRelease(does) {
 				delete(seen, s)
 			}
 		}
-		return len(seen) > 0
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for s := range c.servers { // it may have been passed on to a new thread
+			if _, ok := known[s]; !ok {
+				known[s] = struct{}{}
+				if does := s.does.Load(); does == 1<<stateShift|opRelease {
+					seen[s] = does
+				}
+			}
+		}
+		for q := range behind {
+			if idle, releases := c.activity(q); idle && !releases {
+				delete(behind, q)
+			}
+		}
+		return len(seen)+len(behind) > 0
 	}
+}
+
+// behind returns the queues in which requests may be left. c.mu is held.
+func (c *transport) behind() map[int]struct{} {
+	behind := make(map[int]struct{})
+	if r := c.rings.Load(); r != nil {
+		for q := range r.queues {
+			if idle, _ := c.activity(q); !idle && r.queues[q].running.Load() > 0 {
+				behind[q] = struct{}{}
+			}
+		}
+	}
+	return behind
+}
+
+// activity says whether some thread of a queue sleeps, and whether some may have a RELEASE. c.mu is held.
+func (c *transport) activity(q int) (idle, releases bool) {
+	for s := range c.servers {
+		if s.queue != q {
+			continue
+		}
+		switch op(s.does.Load()) {
+		case opRelease:
+			releases = true
+		case 0:
+			if runnable(int(s.tid.Load())) {
+				releases = true
+			} else {
+				idle = true
+			}
+		}
+	}
+	return idle, releases
 }
 
 // mayRelease says whether a thread that was seen in a state may have a RELEASE from then.
 func (s *server) mayRelease(seen uint64) bool {
 	does := s.does.Load()
 	if does == seen {
-		return op(does) == opRelease || runnable(s.tid)
+		return op(does) == opRelease || runnable(int(s.tid.Load()))
 	}
 	return op(seen) == 0 && does>>stateShift == seen>>stateShift+1 && op(does) == opRelease
 }
@@ -84,6 +153,8 @@ func (c *transport) wake(sig unix.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for s := range c.servers {
-		_ = unix.Tgkill(unix.Getpid(), s.tid, sig)
+		if tid := s.tid.Load(); tid != 0 {
+			_ = unix.Tgkill(unix.Getpid(), int(tid), sig)
+		}
 	}
 }

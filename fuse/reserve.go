@@ -3,7 +3,6 @@ package fuse
 import (
 	"sync"
 
-	raw "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,7 +61,7 @@ func (c *transport) lockLater(req, out []byte) {
 		select {
 		case c.lockers <- req:
 		default:
-			c.answer(req, out, raw.Status(unix.ENOLCK))
+			c.answer(req, out, unix.ENOLCK)
 		}
 		return
 	}

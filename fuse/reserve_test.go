@@ -12,9 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// serveReserved is serve over /dev/fuse, whatever the other tests run over: Reserve is for that only.
+func serveReserved(t *testing.T, o Options) *served {
+	t.Helper()
+	tree := files(t, "f")
+	root, err := os.Open(tree)
+	must(t, err)
+	defer root.Close()
+	o.Root = root
+	return serveAs(t, tree, o)
+}
+
 // Threads that were reserved do all the work: none is started, however many requests there are.
 func TestReservedThreadsAreAll(t *testing.T) {
-	s := serve(t, files(t, "f"), Options{Writable: true, Cache: Cache{-1, -1, -1}})
+	s := serveReserved(t, Options{Writable: true, Cache: Cache{-1, -1, -1}})
 	s.Reserve(8)
 	before := s.conn.running.Load()
 	var all sync.WaitGroup
@@ -38,7 +49,7 @@ func TestReservedThreadsAreAll(t *testing.T) {
 
 // A quarter of the threads that were reserved wait for locks. Others go on, and whoever would need one more is told.
 func TestReservedThreadsWaitForLocks(t *testing.T) {
-	s := serve(t, files(t, "f"), Options{Writable: true})
+	s := serveReserved(t, Options{Writable: true})
 	s.Reserve(8)
 	host, err := os.Open(filepath.Join(s.tree, "f"))
 	must(t, err)

@@ -15,14 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// transport carries requests from /dev/fuse to the operations and the answers back.
-//
-// Server threads sit in read(2) on the device. One that gets a request performs it and answers before it reads again,
-// so a request is done by one thread with one wake-up. When no thread is left waiting, the one that took the last
-// request gets another, so slow requests delay nobody.
-//
-// Few threads wait in read(2). The kernel wakes the one that has waited longest, so with many each would be woken after a
-// long time, on a CPU that sleeps. The others are parked.
+// transport carries requests from the kernel to the operations and the answers back. Requests come by /dev/fuse (dev.go), or by
+// io_uring where that is to be had (uring.go), all but the first and what has no answer. Either way, a server thread that gets a
+// request performs it and answers before it waits for the next, so a request is done by one thread with one wake-up. When no thread
+// is left waiting, the one that took the last request gets another, so slow requests delay nobody.
 type transport struct {
 	fd      int
 	dev     *os.File
@@ -43,8 +39,11 @@ type transport struct {
 	offers  atomic.Uint64 // what the kernel said in INIT that it can do
 	large   buffers
 
+	wantRings bool
+	rings     atomic.Pointer[rings] // nil: all requests come by /dev/fuse
+
 	mu      sync.Mutex
-	servers map[*server]struct{} // threads that may be in read(2)
+	servers map[*server]struct{} // threads that may wait for requests
 	closed  bool                 // dev is, and its number may be that of another file
 	err     error
 
@@ -121,7 +120,7 @@ type backend interface {
 	close()
 }
 
-func newTransport(t backend, dev *os.File) (*transport, error) {
+func newTransport(t backend, dev *os.File, wantRings bool) (*transport, error) {
 	opts := &raw.MountOptions{
 		MaxWrite:             maxWrite,
 		MaxBackground:        64,
@@ -146,6 +145,7 @@ func newTransport(t backend, dev *os.File) (*transport, error) {
 	c := &transport{
 		fd: fd, dev: dev, tree: t, proto: raw.NewProtocolServer(t, opts), servers: make(map[*server]struct{}),
 		unpark: make(chan struct{}), ended: make(chan struct{}), lockers: make(chan []byte),
+		wantRings: wantRings,
 	}
 	c.end = sync.OnceFunc(func() { close(c.ended) })
 	t.connect(c)
@@ -157,7 +157,7 @@ func (c *transport) serve() error {
 	done := make(chan struct{})
 	go c.tick(done)
 	c.start(func() {})
-	c.workers.Wait()
+	c.wait()
 	close(done)
 	c.large.close()
 	c.mu.Lock()
@@ -210,174 +210,12 @@ func (c *transport) start(ready func()) {
 	go c.work(ready)
 }
 
-// work is a server thread. It never unlocks its thread, so that the runtime ends it with the goroutine: its
-// credentials and its working directory are nothing for other goroutines.
-func (c *transport) work(ready func()) {
-	defer c.workers.Done()
-	defer c.running.Add(-1)
-	err := c.tree.serves()
-	ready()
-	if err != nil {
-		c.fail(fmt.Errorf("server thread: %w", err))
-		return
-	}
-	s := &server{tid: unix.Gettid()}
-	c.mu.Lock()
-	c.servers[s] = struct{}{}
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.servers, s)
-		c.mu.Unlock()
-	}()
-
-	in, err := c.large.get()
-	if err != nil {
-		c.fail(err)
-		return
-	}
-	defer c.large.put(in)
-	out := make([]byte, smallBuf)
-	for {
-		if c.waiting.Add(1) > maxWaiting && !c.fixed.Load() {
-			// Those that were waiting may have got requests, and have counted this thread as one that waits.
-			if c.waiting.Add(-1) >= maxWaiting && !c.park() {
-				return
-			}
-			continue
-		}
-		s.now(0)
-		n, err := c.read(in)
-		if err == nil {
-			s.now(opcode(in))
-		}
-		if c.waiting.Add(-1) == 0 && err == nil && opcode(in) != opForget && opcode(in) != opBatchForget {
-			c.more()
-		}
-		if err != nil {
-			c.end()
-			if err != errEnd {
-				c.fail(err)
-			}
-			return
-		}
-		if opcode(in) == opSetLkw {
-			// Waits for a lock for as long as it takes. Others must not wait with it.
-			c.lockLater(append([]byte(nil), in[:n]...), out)
-			continue
-		}
-		if answerSize(in[:n]) <= smallBuf {
-			c.handle(in[:n], out)
-			continue
-		}
-		buf, err := c.large.get()
-		if err != nil {
-			c.answer(in, out, raw.Status(unix.ENOMEM))
-			continue
-		}
-		c.handle(in[:n], buf)
-		c.large.put(buf)
-	}
-}
-
-// park waits until there is need of one more thread. It returns false if there will be none.
-func (c *transport) park() bool {
-	defer c.parked.Add(-1)
-	if c.parked.Add(1) > maxParked {
-		return false
-	}
-	select {
-	case <-c.unpark:
-		return true
-	case <-c.ended:
-		return false
-	}
-}
-
-// more is called when no thread is left waiting.
-func (c *transport) more() {
-	select {
-	case c.unpark <- struct{}{}:
-		return
-	default: // none is parked
-	}
-	if c.fixed.Load() {
-		return
-	}
-	if c.running.Load() < quickly {
-		c.start(func() {})
-		return
-	}
-	// So many are rarely all slow at once. Bursts of requests must not end up as thousands of threads.
-	if !c.growing.Swap(true) {
-		c.workers.Add(1)
-		time.AfterFunc(growthDelay, c.grow)
-	}
-}
-
-func (c *transport) grow() {
-	defer c.workers.Done()
-	c.growing.Store(false)
-	if c.waiting.Load() > 0 || c.stopped.Load() || c.fixed.Load() {
-		return
-	}
-	if n := c.running.Load(); n > 0 && n < maxThreads {
-		c.start(func() {})
-		c.more()
-	}
-}
-
-// answerSize is the most room that the answer to a request takes.
-func answerSize(req []byte) int {
-	at := 0 // where the request says how much it wants
-	switch opcode(req) {
-	case opRead, opReadDir, opReadDirPlus:
-		at = headerSize + 16
-	case opGetXattr, opListXattr:
-		at = headerSize
-	case opIoctl:
-		at = headerSize + 28
-	}
-	if at == 0 || len(req) < at+4 {
-		return smallBuf
-	}
-	return int(min(binary.NativeEndian.Uint32(req[at:]), maxWrite)) + 1024
-}
-
-// errEnd: the file system was unmounted, or stop was called.
-var errEnd = fmt.Errorf("end of connection")
-
-// read waits for a request.
-func (c *transport) read(buf []byte) (int, error) {
-	for {
-		n, err := unix.Read(c.fd, buf)
-		if c.stopped.Load() {
-			return 0, errEnd
-		}
-		switch err {
-		case nil:
-			if n < headerSize {
-				return 0, errEnd // end of /dev/null, see stop
-			}
-			return n, nil
-		case unix.EINTR, unix.EAGAIN, unix.ENOENT:
-			// ENOENT: the request was given up while it was being read.
-		case unix.ENODEV, unix.ECONNABORTED:
-			return 0, errEnd
-		case unix.EPERM:
-			// The superblock is not there yet, and there is nothing to wait on: poll(2) returns POLLERR at once.
-			time.Sleep(time.Millisecond)
-		default:
-			return 0, fmt.Errorf("read from fuse device: %w", err)
-		}
-	}
-}
-
 // Layout of struct fuse_in_header.
 const (
 	headerSize = 40
 
 	opForget      = 2
+	opOpen        = 14
 	opInit        = 26
 	opRead        = 15
 	opRelease     = 18
@@ -385,7 +223,9 @@ const (
 	opListXattr   = 23
 	opReadDir     = 28
 	opSetLkw      = 33
+	opInterrupt   = 36
 	opIoctl       = 39
+	opNotifyReply = 41
 	opBatchForget = 42
 	opReadDirPlus = 44
 )
@@ -395,31 +235,71 @@ func nodeID(req []byte) uint64 { return binary.NativeEndian.Uint64(req[16:]) }
 
 // handle performs one request and answers.
 func (c *transport) handle(req, out []byte) {
-	op := opcode(req)
-	c.counts[op%uint32(len(c.counts))].Add(1)
-	if op == opInit && len(req) >= headerSize+20 { // struct fuse_init_in: flags and flags2
-		c.offers.Store(uint64(binary.NativeEndian.Uint32(req[headerSize+12:])) | uint64(binary.NativeEndian.Uint32(req[headerSize+16:]))<<32)
+	if opcode(req) == opInit {
+		c.init(req, out)
+		return
 	}
-	var n int
-	st := raw.ENOENT
-	if nodeID(req) != rootNode || !bytes.Contains(req[headerSize:], pollHack) || c.tree.pollHack() {
-		n, st = c.proto.HandleRequest([][]byte{req}, [][]byte{out})
-	}
-	if !st.Ok() {
-		// Nothing that the protocol has an answer for, but the process that waits needs one.
-		c.answer(req, out, st)
+	n := c.perform([][]byte{req}, [][]byte{out})
+	if n > 0 && opcode(req) == opInterrupt && c.rings.Load() != nil {
+		c.interruptLater(append([]byte(nil), req...))
 	} else if n > 0 {
 		binary.NativeEndian.PutUint32(out, uint32(n))
 		c.write(out[:n])
 	}
 }
 
+// perform performs one request, which is in several parts: header, arguments, the rest. It returns how long the answer is, 0 if there is
+// none.
+func (c *transport) perform(req, out [][]byte) int {
+	head, rest := req[0], req[len(req)-1]
+	c.counts[opcode(head)%uint32(len(c.counts))].Add(1)
+	var n int
+	st := raw.ENOENT
+	if nodeID(head) != rootNode || !bytes.Contains(rest, pollHack) || c.tree.pollHack() {
+		n, st = c.proto.HandleRequest(req, out)
+	}
+	if !st.Ok() {
+		// Nothing that the protocol has an answer for, but the process that waits needs one.
+		refuse(head, out[0], unix.Errno(st))
+		return outHeaderSize
+	}
+	return n
+}
+
+// init answers the first request, in which the kernel says what it can do.
+func (c *transport) init(req, out []byte) {
+	var r *rings
+	if len(req) >= headerSize+20 { // struct fuse_init_in: flags and flags2
+		offers := uint64(binary.NativeEndian.Uint32(req[headerSize+12:])) | uint64(binary.NativeEndian.Uint32(req[headerSize+16:]))<<32
+		c.offers.Store(offers)
+		if c.wantRings && offers&capOverURing != 0 {
+			r = c.newRings()
+		}
+	}
+	n := c.perform([][]byte{req}, [][]byte{out})
+	if r != nil && n >= outHeaderSize+36 { // struct fuse_init_out: flags2
+		flags := out[outHeaderSize+32:]
+		binary.NativeEndian.PutUint32(flags, binary.NativeEndian.Uint32(flags)|capOverURing>>32)
+	}
+	binary.NativeEndian.PutUint32(out, uint32(n))
+	c.write(out[:n])
+	if r != nil {
+		r.begin()
+	}
+}
+
 // answer answers a request with an error.
-func (c *transport) answer(req, out []byte, st raw.Status) {
-	binary.NativeEndian.PutUint32(out, outHeaderSize)
-	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(st)))
-	copy(out[8:16], req[8:16])
+func (c *transport) answer(req, out []byte, errno unix.Errno) {
+	refuse(req, out, errno)
 	c.write(out[:outHeaderSize])
+}
+
+// refuse makes an answer that is an error.
+func refuse(req, out []byte, errno unix.Errno) {
+	unique := binary.NativeEndian.Uint64(req[8:])
+	binary.NativeEndian.PutUint32(out, outHeaderSize)
+	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(errno)))
+	binary.NativeEndian.PutUint64(out[8:], unique)
 }
 
 // write writes an answer. ENOENT: nobody waits for it any more. Nothing can be done about other errors either.
@@ -444,7 +324,15 @@ func (c *transport) fail(err error) {
 // stop ends the connection and returns when no thread uses it any more, but for those in the middle of an operation.
 func (c *transport) stop() {
 	c.hangUp()
+	c.wait()
+}
+
+// wait waits until no thread uses the connection.
+func (c *transport) wait() {
 	c.workers.Wait()
+	if r := c.rings.Load(); r != nil {
+		r.close()
+	}
 }
 
 // hangUp makes the kernel abort the connection, which it does when the last reference to the device is gone.
