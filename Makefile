@@ -144,6 +144,13 @@ test: build bin/testhost
 	if ! $(gotest) -timeout 20m $(TESTFLAGS) ./... 2>&1 | tee bin/test.log; then \
 		echo '--- what failed ---'; .ci/failures bin/test.log; exit 1; fi
 
+# The file system over io_uring, which is turned on for the whole host meanwhile. It wants Linux 6.14.
+.PHONY: test-uring
+test-uring: export TESTHOST := test-$(checkout)
+test-uring: build bin/testhost
+	@$(on_testhost); \
+	$(gotest) -timeout 20m $(TESTFLAGS) ./fuse -transport=io_uring
+
 # What wants a kernel of Debian's own: the shield, AppArmor and SELinux, accounting and limits, and the Debian package from its
 # installation to its removal, on virtual machines, which are emulated where there is no KVM. Each takes some minutes, 15 at most.
 .PHONY: test-vm
