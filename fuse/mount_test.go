@@ -294,7 +294,7 @@ func shell(t testing.TB, script string, args ...string) string {
 }
 
 // children are what tests do in a process of their own: what could stop this one while the kernel waits for its server.
-var children = map[string]func(args []string) error{"mmap": mmapChild, "lock": lockChild, "forbidden": forbiddenChild}
+var children = map[string]func(args []string) error{"mmap": mmapChild, "lock": lockChild, "forbidden": forbiddenChild, "serve": serveChild}
 
 // child runs one of them.
 func child(t testing.TB, name string, args ...string) {

@@ -5,7 +5,10 @@ package fuse
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -122,4 +125,53 @@ func onOneCPU(f func()) {
 	runtime.LockOSThread()
 	pin(0)
 	f()
+}
+
+// TestServerIsKilled kills the process that serves while somebody waits for it. Nobody waits for ever.
+func TestServerIsKilled(t *testing.T) {
+	tree, dir := files(t, "f"), tempDir(t)
+	host, err := os.Open(filepath.Join(tree, "f"))
+	must(t, err)
+	defer host.Close()
+	must(t, unix.Flock(int(host.Fd()), unix.LOCK_EX))
+	server := exec.Command("/proc/self/exe", tree, dir, *transportFlag)
+	server.Env = append(os.Environ(), "FUSE_TEST_CHILD=serve")
+	server.Stderr = os.Stderr
+	must(t, server.Start())
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	waitFor(t, "served", func() bool { _, err := os.Stat(dir + "/f"); return err == nil })
+	f, err := os.Open(dir + "/f")
+	must(t, err)
+	defer f.Close()
+	waiting := make(chan error)
+	go func() { waiting <- retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_SH) }) }()
+	waitFor(t, "waiting", func() bool {
+		locks, err := os.ReadFile("/proc/locks")
+		must(t, err)
+		return strings.Contains(string(locks), fmt.Sprintf("-> FLOCK  ADVISORY  READ %d ", server.Process.Pid))
+	})
+	must(t, server.Process.Kill())
+	_ = server.Wait()
+	wantErr(t, "lock", <-waiting, unix.ECONNABORTED)
+	_, err = os.Stat(dir + "/never seen")
+	wantErr(t, "stat", err, unix.ENOTCONN)
+}
+
+func serveChild(args []string) error {
+	root, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	fs, err := New(Options{Root: root, URing: args[2] == "io_uring"})
+	if err != nil {
+		return err
+	}
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := mountFuse(dev, args[1]); err != nil {
+		return err
+	}
+	return fs.Serve(dev)
 }
