@@ -141,7 +141,7 @@ func (c *transport) serves(tid int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for s := range c.servers {
-		if s.tid == tid {
+		if int(s.tid.Load()) == tid {
 			return true
 		}
 	}
