@@ -48,7 +48,7 @@ type Options struct {
 	Cache Cache
 
 	// Watch has changes of the tree told by the kernel (fanotify(7); needs Linux 6.2), and what can be seen that way believed
-	// for so long, if that is longer than Cache says. 0: not at all. With Writable it means nothing.
+	// for so long, if that is longer than Cache says. 0: not at all.
 	Watch time.Duration
 
 	// Passthrough lets the kernel read, write and map the tree's files itself where it can (Linux 6.9). It falls

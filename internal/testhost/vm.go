@@ -45,7 +45,7 @@ const vmReboot = "testhost-vm: reboot"
 //
 // A container shares the kernel of whatever it runs on. This is for what that kernel, or the container, may not have: BPF
 // programs on the kernel's functions, AppArmor, and all controllers of control groups. There need be no virtualisation: the
-// processor is emulated where /dev/kvm is missing, some twenty times slower.
+// processor is emulated where KVM is missing, some twenty times slower.
 func (h *Host) VM(ctx context.Context, repo string, options VMOptions, args []string) (int, error) {
 	var tests []vmTest
 	for _, arg := range args {
@@ -117,8 +117,7 @@ func boot(ctx context.Context, options VMOptions, tree, image, console string) (
 	// There its clock is unstable, of which the kernel is told at once: when it finds out under load, it patches its code while
 	// the other processor runs it, which QEMU's emulation does not always survive.
 	accelerator, clock := []string{"-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"}, " tsc=unstable"
-	if kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
-		_ = kvm.Close()
+	if hasKVM(ctx) {
 		accelerator, clock = []string{"-accel", "kvm", "-cpu", "host"}, ""
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(accelerator,
@@ -145,6 +144,17 @@ func boot(ctx context.Context, options VMOptions, tree, image, console string) (
 		return 0, false, errors.New("the virtual machine ended before its tests did")
 	}
 	return code, again, nil
+}
+
+// hasKVM says whether a processor can be had from KVM. That there is /dev/kvm does not tell: in a virtual machine it may be there
+// and fail. So one is made, and given up before it runs.
+func hasKVM(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-machine", "q35", "-nodefaults",
+		"-display", "none", "-S", "-monitor", "stdio")
+	cmd.Stdin = strings.NewReader("quit\n")
+	return cmd.Run() == nil
 }
 
 // readTests prints the tests' output, and returns the exit status in it, or -1, and whether there is to be a reboot.
