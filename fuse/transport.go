@@ -32,6 +32,7 @@ type transport struct {
 	growing atomic.Bool   // grow is about to be called
 	fixed   atomic.Bool   // no more threads are started, see reserve
 	lockers chan []byte   // requests that wait for locks, once fixed
+	idle    atomic.Int32  // threads that take the next of them, or are about to
 	unpark  chan struct{} // received from by parked threads
 	end     func()        // closes ended
 	ended   chan struct{}
