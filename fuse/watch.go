@@ -22,23 +22,16 @@ import (
 // An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
 // until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
 // made, and what expires does so twice, with a pause. At the very worst, an answer is believed for Options.Watch.
-//
-// What the session itself changes by way of the file system its kernel knows already, and such events are passed over: they come
-// from server threads. Only a name that was moved takes along how long it is believed, to a directory that may not be watched,
-// and is looked up again. Writes in passthrough are the writer's own, and treated as everybody's.
 type watcher struct {
 	group int // of fanotify; -1: there is none
-	wakes int // eventfd(2)
-	ended atomic.Bool
+	stop  int // eventfd(2)
 
 	mu   sync.Mutex
 	dirs map[string][]*inode // watched directories, by file system and handle; several where it is mounted several times
 
-	rounds atomic.Uint64 // of events that were read, and were not all the session's own
+	rounds atomic.Uint64 // of events that were read
 	busy   atomic.Bool   // events are being handled
 	sender atomic.Pointer[transport]
-	news   bool              // there was an event that is not the session's own
-	moved  []moved           // names to be looked up again; guarded by mu
 	again  [][]byte          // notifications to be sent once more
 	mounts map[string]string // mount points by mount number
 	points map[string]int    // mount points whose names are to expire, and how often that is still tried
@@ -54,12 +47,6 @@ type watched struct {
 	events int
 
 	misses map[string]struct{} // names that the kernel was told not to be there, nil if given up; guarded by watcher.mu
-}
-
-// moved is where something in the session was moved to.
-type moved struct {
-	dir  *inode
-	name string
 }
 
 // watching says whether changes in a directory are seen.
@@ -90,20 +77,19 @@ const (
 // newWatcher returns a watcher, which watches nothing where fanotify is not to be had: it needs Linux 5.17, CAP_SYS_ADMIN,
 // and one of fs.fanotify.max_user_groups.
 func newWatcher(wanted bool) *watcher {
-	w := &watcher{group: -1, wakes: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
+	w := &watcher{group: -1, stop: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
 	if !wanted {
 		return w
 	}
 	var err error
-	w.group, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME_TARGET|
-		unix.FAN_REPORT_TID, 0)
+	w.group, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME_TARGET, 0)
 	if err != nil {
 		w.group = -1
 		return w
 	}
-	if w.wakes, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+	if w.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
 		unix.Close(w.group)
-		w.group, w.wakes = -1, -1
+		w.group, w.stop = -1, -1
 	}
 	return w
 }
@@ -111,20 +97,14 @@ func newWatcher(wanted bool) *watcher {
 func (w *watcher) close() {
 	if w.group >= 0 {
 		unix.Close(w.group)
-		unix.Close(w.wakes)
+		unix.Close(w.stop)
 	}
 }
 
-// end ends watch.
-func (w *watcher) end() {
-	w.ended.Store(true)
-	w.wake()
-}
-
-// wake has watch look whether there is something to do.
+// wake ends watch.
 func (w *watcher) wake() {
 	one := [8]byte{0: 1}
-	_, _ = unix.Write(w.wakes, one[:])
+	_, _ = unix.Write(w.stop, one[:])
 }
 
 // now is what an answer can be based on that is made from now on.
@@ -219,12 +199,12 @@ func (fs *tree) unwatch(dir *inode) {
 	})
 }
 
-// watch handles events until end is called. It runs on a server thread of its own.
+// watch handles events until wake is called. It runs on a server thread of its own.
 func (fs *tree) watch() {
 	w := fs.watcher
 	buf := make([]byte, 64<<10)
 	fds := []unix.PollFd{
-		{Fd: int32(w.wakes), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLPRI},
+		{Fd: int32(w.stop), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLPRI},
 	}
 	// Not os.Open: whether there is news is known once, and the runtime's poller would be told.
 	var table *os.File
@@ -247,12 +227,9 @@ func (fs *tree) watch() {
 		if err == unix.EINTR || err == unix.ENOMEM {
 			continue
 		}
-		if w.ended.Load() {
+		if fds[0].Revents != 0 {
 			w.sender.Store(nil)
 			return
-		}
-		if n > 0 && fds[0].Revents != 0 {
-			_, _ = unix.Read(w.wakes, buf) // it does not block
 		}
 		w.busy.Store(true)
 		last := w.again
@@ -266,11 +243,7 @@ func (fs *tree) watch() {
 				eachEvent(buf[:size], fs.changed)
 			}
 		}
-		fs.expireMoved()
-		if w.news || len(w.again) > 0 {
-			w.rounds.Add(1)
-		}
-		w.news = false
+		w.rounds.Add(1)
 		for _, m := range last {
 			w.send(m)
 		}
@@ -325,53 +298,17 @@ func (w *watcher) expireName(dir *inode, name string) {
 	w.again = append(w.again, m)
 }
 
-// hasMoved is called when the session has moved something from a directory to a name in another, or the same.
-func (fs *tree) hasMoved(from, dir *inode, name string) {
-	w := fs.watcher
-	if from.watch.Load() == nil {
-		return // nothing in it is believed for long
-	}
-	w.mu.Lock()
-	w.moved = append(w.moved, moved{dir, name})
-	w.mu.Unlock()
-	w.wake()
-}
-
-// expireMoved makes the kernel look up again what was moved. Not by who moves it: the kernel has locked the directory until the
-// answer.
-func (fs *tree) expireMoved() {
-	w := fs.watcher
-	w.mu.Lock()
-	list := w.moved
-	w.moved = nil
-	w.mu.Unlock()
-	for _, m := range list {
-		w.expireName(m.dir, m.name)
-	}
-}
-
 // changed handles an event.
 func (fs *tree) changed(e *event) {
 	w := fs.watcher
-	c := w.sender.Load()
-	own := c != nil && c.serves(e.tid)
 	w.mu.Lock()
 	dirs := append([]*inode(nil), w.dirs[e.dir]...)
-	if e.mask&nameEvents != 0 {
-		for _, dir := range dirs {
-			delete(dir.watch.Load().misses, e.name)
-		}
-	}
 	if e.mask&unix.FAN_Q_OVERFLOW != 0 { // lost events are seen after Options.Watch, but for these
 		for _, list := range w.dirs {
 			dirs = append(dirs, list...)
 		}
 	}
 	w.mu.Unlock()
-	if own && e.mask&(unix.FAN_MOVED_FROM|unix.FAN_MOVED_TO|unix.FAN_Q_OVERFLOW) == 0 {
-		return
-	}
-	w.news = true
 	busy := false
 	for _, dir := range dirs {
 		busy = dir.watch.Load().tooMuch() || busy
@@ -388,6 +325,9 @@ func (fs *tree) changed(e *event) {
 		}
 		if e.mask&nameEvents != 0 {
 			w.expireName(dir, e.name)
+			w.mu.Lock()
+			delete(dir.watch.Load().misses, e.name)
+			w.mu.Unlock()
 		}
 		if e.child != "" && e.name != "." {
 			fs.childChanged(dir, e)
