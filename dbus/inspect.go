@@ -22,6 +22,7 @@ type SessionDetails struct {
 	Command                     []string
 	Writable, Terminal          bool
 	Image, Scope, State         string
+	Transport                   string // of its file server: "/dev/fuse", "io_uring"
 	Started                     time.Time
 	CPUUsageNSec                uint64 // [status.Unknown] for what the host does not count
 	MemoryCurrent, MemoryPeak   uint64 // bytes, likewise
@@ -60,7 +61,7 @@ func (c *Client) Session(ctx context.Context, id string) (*SessionDetails, error
 	for name, to := range map[string]any{
 		"Id": &d.ID, "Machine": &d.Machine, "Class": &d.Class, "Service": &d.Service, "Leader": &d.Leader, "Owner": &d.Owner,
 		"User": &d.User, "Command": &d.Command, "Writable": &d.Writable, "Terminal": &d.Terminal, "Image": &d.Image,
-		"Scope": &d.Scope, "State": &d.State, "Timestamp": &started, "CPUUsageNSec": &d.CPUUsageNSec,
+		"Scope": &d.Scope, "State": &d.State, "Timestamp": &started, "Transport": &d.Transport, "CPUUsageNSec": &d.CPUUsageNSec,
 		"MemoryCurrent": &d.MemoryCurrent, "MemoryPeak": &d.MemoryPeak,
 	} {
 		value, there := all[name]

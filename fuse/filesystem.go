@@ -55,10 +55,6 @@ type Options struct {
 	// back to the server file by file.
 	Passthrough bool
 
-	// URing asks for requests over io_uring in place of /dev/fuse, where the kernel offers it: Linux 6.14, with the parameter
-	// enable_uring of the module fuse, and io_uring not forbidden. Transport says what came of it. Reserve is for /dev/fuse only.
-	URing bool
-
 	// Descriptors bounds how many descriptors are kept only to be quick. The default is a quarter of RLIMIT_NOFILE,
 	// at most 4096. Open files, and files that were unlinked while they are in use, come on top.
 	Descriptors int
@@ -88,11 +84,20 @@ type Entry struct {
 	Target  string // of a symbolic link
 }
 
+// Transport is the way that requests take.
+type Transport string
+
+const (
+	Device Transport = "/dev/fuse"
+	// URing is quicker, where the kernel offers it: Linux 6.14, with the parameter enable_uring of the module fuse, and io_uring
+	// not forbidden. Otherwise requests come by the device all the same.
+	URing Transport = "io_uring"
+)
+
 // FileSystem serves one tree on one mount.
 type FileSystem struct {
-	tree  *tree   // nil with Options.Files
-	ops   backend // what is served
-	rings bool    // are wanted
+	tree *tree   // nil with Options.Files
+	ops  backend // what is served
 
 	mu      sync.Mutex
 	conn    *transport
@@ -142,7 +147,7 @@ func New(o Options) (*FileSystem, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newFileSystem(nil, newImageTree(o, ids, top, threads), o.URing), nil
+		return newFileSystem(nil, newImageTree(o, ids, top, threads)), nil
 	}
 	if o.Root == nil {
 		return nil, errors.New("no root given")
@@ -173,12 +178,12 @@ func New(o Options) (*FileSystem, error) {
 		t.watcher.close()
 		return nil, fmt.Errorf("root %s: %w", o.Root.Name(), err)
 	}
-	return newFileSystem(t, t, o.URing), nil
+	return newFileSystem(t, t), nil
 }
 
-func newFileSystem(t *tree, ops backend, rings bool) *FileSystem {
+func newFileSystem(t *tree, ops backend) *FileSystem {
 	serving := make(chan struct{})
-	return &FileSystem{tree: t, ops: ops, rings: rings, serving: serving, begun: sync.OnceFunc(func() { close(serving) })}
+	return &FileSystem{tree: t, ops: ops, serving: serving, begun: sync.OnceFunc(func() { close(serving) })}
 }
 
 func (c Cache) withDefaults() Cache {
@@ -240,8 +245,9 @@ func (fs *tree) addRoot(root *os.File, top *extra) error {
 }
 
 // Serve answers requests on dev, an open /dev/fuse whose superblock has been made or is about to be, until the file
-// system is unmounted or closed; it returns nil then. It takes over dev.
-func (f *FileSystem) Serve(dev *os.File) error {
+// system is unmounted or closed; it returns nil then. It takes over dev. Requests come over the transport that is
+// asked for, if there is such, see [FileSystem.Transport].
+func (f *FileSystem) Serve(dev *os.File, over Transport) error {
 	f.mu.Lock()
 	if f.closed || f.conn != nil {
 		f.mu.Unlock()
@@ -251,7 +257,7 @@ func (f *FileSystem) Serve(dev *os.File) error {
 		}
 		return errors.New("file system is being served already")
 	}
-	conn, err := newTransport(f.ops, dev, f.rings)
+	conn, err := newTransport(f.ops, dev, over == URing)
 	f.conn = conn
 	f.mu.Unlock()
 	f.begun()
@@ -314,8 +320,8 @@ func (f *FileSystem) Requests() map[string]uint64 {
 	return conn.requests()
 }
 
-// Transport says how requests come: "/dev/fuse" or "io_uring". It is "" before Serve.
-func (f *FileSystem) Transport() string {
+// Transport says which way requests come. It is "" before Serve.
+func (f *FileSystem) Transport() Transport {
 	f.mu.Lock()
 	conn := f.conn
 	f.mu.Unlock()
@@ -323,9 +329,9 @@ func (f *FileSystem) Transport() string {
 	case conn == nil:
 		return ""
 	case conn.overRings():
-		return "io_uring"
+		return URing
 	}
-	return "/dev/fuse"
+	return Device
 }
 
 func (fs *tree) serves() error     { return fs.threads.enter() }

@@ -41,42 +41,21 @@ func TestMain(m *testing.M) {
 }
 
 // transportFlag is what all tests run over. With io_uring, that is turned on for the whole host meanwhile.
-var transportFlag = flag.String("transport", "/dev/fuse", "/dev/fuse, or io_uring")
+var transportFlag = flag.String("transport", string(Device), string(Device+", or "+URing))
 
 // withTransport runs f with io_uring turned on if the tests want it.
 func withTransport(f func() int) int {
-	if flag.Parse(); *transportFlag != "io_uring" {
+	if flag.Parse(); Transport(*transportFlag) != URing {
 		return f()
 	}
-	restore, err := enableURing()
+	const uring = "/usr/lib/testhost/uring"
+	before, err := exec.Command(uring, "Y").Output()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "turn io_uring on:", err)
 		return 1
 	}
-	defer restore()
+	defer func() { _ = exec.Command(uring, strings.TrimSpace(string(before))).Run() }()
 	return f()
-}
-
-// enableURing sets the parameter of the kernel's module. The test host has no such part of sysfs, so another one is mounted, nowhere.
-func enableURing() (restore func(), err error) {
-	fsfd, err := unix.Fsopen("sysfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("fsopen sysfs: %w", err)
-	}
-	defer unix.Close(fsfd)
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return nil, fmt.Errorf("fsconfig create: %w", err)
-	}
-	sysfs, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("fsmount sysfs: %w", err)
-	}
-	parameter := fmt.Sprintf("/proc/self/fd/%d/module/fuse/parameters/enable_uring", sysfs)
-	before, err := os.ReadFile(parameter)
-	if err != nil {
-		return nil, err
-	}
-	return func() { _ = os.WriteFile(parameter, before, 0) }, os.WriteFile(parameter, []byte("Y"), 0)
 }
 
 func inNamespace() int {
@@ -124,12 +103,11 @@ func serve(t testing.TB, tree string, o Options) *served {
 // serveOn is serve with the tree in the options.
 func serveOn(t testing.TB, dir string, o Options) *served {
 	t.Helper()
-	o.URing = *transportFlag == "io_uring"
-	return serveAs(t, dir, o)
+	return serveAs(t, dir, o, Transport(*transportFlag))
 }
 
-// serveAs is serveOn with the transport in the options.
-func serveAs(t testing.TB, dir string, o Options) *served {
+// serveAs is serveOn over a transport.
+func serveAs(t testing.TB, dir string, o Options, over Transport) *served {
 	t.Helper()
 	fs, err := New(o)
 	if err != nil {
@@ -151,11 +129,11 @@ func serveAs(t testing.TB, dir string, o Options) *served {
 		usesItself = &ops.usesItself
 	}
 	usesItself.Store(true)
-	go func() { s.done <- fs.Serve(dev) }()
+	go func() { s.done <- fs.Serve(dev, over) }()
 	noPoll(t, s.mnt)
 	usesItself.Store(false)
-	if over := fs.Transport(); (over == "io_uring") != o.URing {
-		t.Fatalf("served over %s", over)
+	if fs.Transport() != over {
+		t.Fatalf("served over %s", fs.Transport())
 	}
 	t.Cleanup(func() { s.unmount(t) })
 	return s

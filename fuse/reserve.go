@@ -10,7 +10,7 @@ import (
 // Reserve starts n more threads, and none from then on, for a control group in which there may be no room for others
 // later (pids.max): the Go runtime ends the process when it cannot start a thread. Requests that all threads are too busy
 // for wait, and locks that more than a quarter of the threads wait for fail with ENOLCK. It returns when the threads are
-// there. Serve has been called, or will be, without Options.URing: its threads are not counted here.
+// there. Serve has been called, or will be, over [Device]: what io_uring takes is not bounded here.
 func (f *FileSystem) Reserve(n int) {
 	<-f.serving
 	f.mu.Lock()

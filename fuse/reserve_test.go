@@ -20,7 +20,7 @@ func serveReserved(t *testing.T, o Options) *served {
 	must(t, err)
 	defer root.Close()
 	o.Root = root
-	return serveAs(t, tree, o)
+	return serveAs(t, tree, o, Device)
 }
 
 // Threads that were reserved do all the work: none is started, however many requests there are.

@@ -1,8 +1,10 @@
 package fuse
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -80,6 +82,10 @@ const (
 // newRing makes a ring for so many commands at a time. It needs Linux 6.6 and fails with EPERM where kernel.io_uring_disabled says so,
 // or with what a seccomp filter has to say.
 func newRing(entries int, flags uint32) (*ring, error) {
+	// No child may have the memory: a ring lives as long as that is mapped anywhere, and with it the FUSE connection, so what
+	// waits for a dead server would go on waiting for as long as the reaper of the session lives.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	p := ringParams{flags: setupClamp | setupSingleIssuer | setupDeferTaskrun | setupNoSQArray | flags}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
@@ -103,8 +109,10 @@ func (r *ring) mapQueues(queues, sqes int) (err error) {
 	if r.queues, err = unix.Mmap(r.fd, 0, queues, prot, flags); err != nil {
 		return err
 	}
-	r.sqes, err = unix.Mmap(r.fd, offSQEs, sqes, prot, flags)
-	return err
+	if r.sqes, err = unix.Mmap(r.fd, offSQEs, sqes, prot, flags); err != nil {
+		return err
+	}
+	return errors.Join(unix.Madvise(r.queues, unix.MADV_DONTFORK), unix.Madvise(r.sqes, unix.MADV_DONTFORK))
 }
 
 // close gives the ring back. The kernel cancels commands that are under way a little later.

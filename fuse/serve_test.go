@@ -59,7 +59,7 @@ func TestServeBeforeMount(t *testing.T) {
 	forMount := os.NewFile(uintptr(copied), "fuse")
 	fs.tree.usesItself.Store(true)
 	done := make(chan error)
-	go func() { done <- fs.Serve(dev) }()
+	go func() { done <- fs.Serve(dev, Device) }()
 	dir := tempDir(t)
 	must(t, mountFuse(forMount, dir))
 	must(t, forMount.Close())
@@ -85,5 +85,5 @@ func TestCloseWithoutServe(t *testing.T) {
 	}
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
-	must(t, fs.Serve(dev))
+	must(t, fs.Serve(dev, Device))
 }

@@ -40,15 +40,15 @@ func BenchmarkTransport(b *testing.B) {
 		return nil
 	}
 	for _, threads := range []int{1, 2} {
-		for _, over := range []string{"/dev/fuse", "io_uring"} {
+		for _, over := range []Transport{Device, URing} {
 			run := func(what string, attr time.Duration, f func(path string, n int) error) {
 				b.Run(fmt.Sprintf("%s/%d/%s", what, threads, over), func(b *testing.B) {
 					tree := files(b, "0", "1")
 					root, err := os.Open(tree)
 					must(b, err)
 					defer root.Close()
-					o := Options{Root: root, Passthrough: true, Cache: Cache{Forever, attr, Forever}, URing: over == "io_uring"}
-					s := serveAs(b, tree, o)
+					o := Options{Root: root, Passthrough: true, Cache: Cache{Forever, attr, Forever}}
+					s := serveAs(b, tree, o, over)
 					b.ResetTimer()
 					var all sync.WaitGroup
 					for i := range threads {

@@ -30,7 +30,7 @@ func forbiddenChild(args []string) error {
 		return err
 	}
 	defer root.Close()
-	fs, err := New(Options{Root: root, URing: true})
+	fs, err := New(Options{Root: root})
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func forbiddenChild(args []string) error {
 		return err
 	}
 	done := make(chan error)
-	go func() { done <- fs.Serve(dev) }()
+	go func() { done <- fs.Serve(dev, URing) }()
 	var st unix.Stat_t
 	err = unix.Stat(args[1]+"/f", &st)
 	over := fs.Transport()
@@ -53,7 +53,7 @@ func forbiddenChild(args []string) error {
 	if err := <-done; err != nil {
 		return err
 	}
-	if err != nil || over != "/dev/fuse" {
+	if err != nil || over != Device {
 		return fmt.Errorf("stat over %s: %w", over, err)
 	}
 	return nil
@@ -162,7 +162,7 @@ func serveChild(args []string) error {
 	if err != nil {
 		return err
 	}
-	fs, err := New(Options{Root: root, URing: args[2] == "io_uring"})
+	fs, err := New(Options{Root: root})
 	if err != nil {
 		return err
 	}
@@ -173,5 +173,5 @@ func serveChild(args []string) error {
 	if err := mountFuse(dev, args[1]); err != nil {
 		return err
 	}
-	return fs.Serve(dev)
+	return fs.Serve(dev, Transport(args[2]))
 }

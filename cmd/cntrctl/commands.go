@@ -107,7 +107,7 @@ func details(s *dbus.SessionDetails) map[string]any {
 	return map[string]any{
 		"session": s.ID, "machine": s.Machine, "class": s.Class, "service": s.Service, "leader": s.Leader, "owner": s.Owner,
 		"user": s.User, "command": s.Command, "writable": s.Writable, "terminal": s.Terminal, "image": s.Image,
-		"scope": s.Scope, "state": s.State, "timestamp": s.Started.UnixMicro(), "cpu_usage_nsec": known(s.CPUUsageNSec),
+		"scope": s.Scope, "state": s.State, "transport": s.Transport, "timestamp": s.Started.UnixMicro(), "cpu_usage_nsec": known(s.CPUUsageNSec),
 		"memory_current": known(s.MemoryCurrent), "memory_peak": known(s.MemoryPeak),
 	}
 }
@@ -138,6 +138,7 @@ func describe(s *dbus.SessionDetails, colours bool, now time.Time) string {
 		access = "writable"
 	}
 	line("Image", "%s (%s)", s.Image, access)
+	line("Transport", "%s", s.Transport)
 	if s.Terminal {
 		line("TTY", "pts/0 of the session's own")
 	} else {

@@ -6,6 +6,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
+	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
@@ -45,8 +46,10 @@ func (e *entry) state() string {
 
 func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 	usage := status.Usage{CPUNSec: status.Unknown, MemoryCurrent: status.Unknown, MemoryPeak: status.Unknown}
+	transport := fuse.Transport("")
 	if e.hold() {
 		usage = s.Sessions.Usage(e.Session)
+		transport = s.Sessions.Transport(e.Session)
 		e.release()
 	}
 	all := map[string]godbus.Variant{}
@@ -62,6 +65,7 @@ func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 		"Writable":      e.Writable,
 		"Terminal":      e.TTY,
 		"Image":         clean(e.Image),
+		"Transport":     string(transport),
 		"CPUUsageNSec":  usage.CPUNSec,
 		"MemoryCurrent": usage.MemoryCurrent,
 		"MemoryPeak":    usage.MemoryPeak,

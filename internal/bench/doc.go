@@ -15,12 +15,13 @@
 //	   ├──► bench work    native   on the test host itself
 //	   ├──► bench work    bind     chroot to a recursive bind mount of /, in a mount namespace of its own
 //	   ├──► bench work    ours     cntr-attach deb -- …, with --writable for workloads that write
+//	   ├──► bench work    uring    the same, with FUSE over io_uring turned on
 //	   └──► bench work    cntr     cntr attach LEADER -- …
 //
-// The worker is one static program at one path, which is the same file in all four settings. It takes the time of each
+// The worker is one static program at one path, which is the same file in all settings. It takes the time of each
 // workload itself, so the start of a session is in no figure. For each workload it is started anew, with a session of
 // its own, so that no figure depends on what came before: cntr gets slower the more files it has seen. A workload runs
-// in the four settings one right after the other, in an order that moves on each round, before the next workload has
+// in all settings one right after the other, in an order that moves on each round, before the next workload has
 // its turn: whatever else the computer does at the time, they all get their share of it. A ratio in the table is the
 // median of the rounds' ratios.
 //

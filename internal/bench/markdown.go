@@ -33,8 +33,8 @@ func (r *Report) Markdown(w io.Writer) {
 // times writes the table of workloads.
 func (r *Report) times(w io.Writer) {
 	fmt.Fprint(w, "\nTimes are medians. Ratios are medians of the rounds' own; below 1 is faster than native, and behind cntr.\n\n"+
-		"| | native | bind mount | ours | cntr 1.6.0 | bind ÷ native | ours ÷ native | cntr ÷ ours | bar |\n"+
-		"|---|---:|---:|---:|---:|---:|---:|---:|---|\n")
+		"| | native | bind mount | ours | io_uring | cntr 1.6.0 | bind ÷ native | ours ÷ native | io_uring ÷ native | cntr ÷ ours | bar |\n"+
+		"|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n")
 	var notes []string
 	var logs float64
 	compared := 0
@@ -45,9 +45,10 @@ func (r *Report) times(w io.Writer) {
 			fmt.Fprintf(w, " | %s", row.time(s))
 		}
 		ours, oursOK := row.ratio(Ours, Native)
+		uring, uringOK := row.ratio(URing, Native)
 		bind, bindOK := row.ratio(Bind, Native)
 		ahead, aheadOK := row.ratio(Cntr, Ours)
-		fmt.Fprintf(w, " | %s | %s | %s | %s |\n", ratio(bind, bindOK), ratio(ours, oursOK), ratio(ahead, aheadOK), row.verdict())
+		fmt.Fprintf(w, " | %s | %s | %s | %s | %s |\n", ratio(bind, bindOK), ratio(ours, oursOK), ratio(uring, uringOK), ratio(ahead, aheadOK), row.verdict())
 		if aheadOK {
 			logs += math.Log(ahead)
 			compared++

@@ -55,7 +55,7 @@ func TestReportSurvivesJSON(t *testing.T) {
 	}
 	var out strings.Builder
 	r.Markdown(&out)
-	for _, want := range []string{"Linux 6.12", "| read things | 1.50 ms | 1.50 ms | 1.50 ms | n/a | 1.00 | 1.00 | n/a |", "too many open files"} {
+	for _, want := range []string{"Linux 6.12", "| read things | 1.50 ms | 1.50 ms | 1.50 ms | 1.50 ms | n/a | 1.00 | 1.00 | 1.00 | n/a |", "too many open files"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

@@ -22,11 +22,12 @@ const (
 	Native Setting = "native"
 	Bind   Setting = "bind"
 	Ours   Setting = "ours"
+	URing  Setting = "uring" // ours, with requests over io_uring
 	Cntr   Setting = "cntr"
 )
 
 // Settings are all of them.
-var Settings = [...]Setting{Native, Bind, Ours, Cntr}
+var Settings = [...]Setting{Native, Bind, Ours, URing, Cntr}
 
 // machine is the one that sessions are attached to: booted, without a user namespace.
 const machine = "deb"
@@ -38,7 +39,7 @@ func (s Setting) command(writes bool, program ...string) []string {
 	case Bind:
 		return append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", `
 			root=/run/bench-bind; mkdir -p $root && mount --rbind / $root && exec chroot $root "$@"`, "sh"}, program...)
-	case Ours:
+	case Ours, URing:
 		return append([]string{"cntr-attach", "--quiet", "--pipe", fmt.Sprintf("--writable=%t", writes), machine, "--"}, program...)
 	case Cntr:
 		return append([]string{"sh", "-c", `
@@ -82,6 +83,13 @@ func (s Setting) start(writes bool, program ...string) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s == URing {
+		restore, err := turnURingOn()
+		if err != nil {
+			return nil, err
+		}
+		defer restore() // the session has it by then
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start a worker in %s: %w", s, err)
 	}
@@ -114,6 +122,16 @@ func (s Setting) start(writes bool, program ...string) (*worker, error) {
 		return nil, fmt.Errorf("start a worker in %s: %w\n%s", s, err, said)
 	}
 	return w, nil
+}
+
+// turnURingOn has the kernel offer io_uring to the file systems that are mounted from now on.
+func turnURingOn() (restore func(), err error) {
+	const uring = "/usr/lib/testhost/uring"
+	before, err := exec.Command(uring, "Y").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("turn FUSE over io_uring on: %w\n%s", err, before)
+	}
+	return func() { _ = exec.Command(uring, strings.TrimSpace(string(before))).Run() }, nil
 }
 
 var errTimeout = errors.New("no answer in time")

@@ -130,7 +130,7 @@ func served(t *testing.T, name string) string {
 	}
 	_ = mount.Close()
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(device) }()
+	go func() { done <- server.Serve(device, fuse.Device) }()
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)

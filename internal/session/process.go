@@ -44,7 +44,8 @@ type process struct {
 	tree     *tree
 	fs       *fuse.FileSystem
 	served   chan error // what the file system's Serve returned
-	mount    *os.File   // the file system's, detached
+	device   *os.File   // the file system's, until it is served
+	mount    *os.File   // likewise, detached
 	master   *os.File
 	terminal *os.File
 }
@@ -159,9 +160,7 @@ func (p *process) start() (*ns.Process, error) {
 	if err := p.lines.Decode(&told); err != nil {
 		return nil, fmt.Errorf("waiting to proceed: %w", err)
 	}
-	if told.FewTasks {
-		p.reserve()
-	}
+	p.serve(told.FewTasks)
 	if p.members, err = ownMembers(p.request.Scope, p.leader.PID); err != nil {
 		return nil, err
 	}
@@ -227,7 +226,7 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 		}
 		e.Terminal = p.terminal
 	}
-	if err := p.serve(uids, gids, e); err != nil {
+	if err := p.openTree(uids, gids, e); err != nil {
 		return nil, err
 	}
 	e.Root, e.Mounts = p.mount, p.tree.mounts
@@ -239,8 +238,8 @@ func (p *process) prepare() (_ *ns.Entry, err error) {
 	return e, nil
 }
 
-// serve starts the file system.
-func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
+// openTree makes the file system.
+func (p *process) openTree(uids, gids []ns.Range, e *ns.Entry) error {
 	ids := fuse.IDMap{UID: shown(p.tools.UIDs, uids), GID: shown(p.tools.GIDs, gids)}
 	if c := p.request.Caller; c != nil {
 		ids = fuse.IDMap{
@@ -276,13 +275,20 @@ func (p *process) serve(uids, gids []ns.Range, e *ns.Entry) error {
 	if err != nil {
 		return fmt.Errorf("opening the tools tree: %w", err)
 	}
-	device, mount, err := ns.MountFUSE(p.request.Info.Writable, p.tools.SetID, e.Label.Files)
-	if err != nil {
-		return err
+	p.device, p.mount, err = ns.MountFUSE(p.request.Info.Writable, p.tools.SetID, e.Label.Files)
+	return err
+}
+
+// serve starts the file system. What io_uring takes cannot be reserved.
+func (p *process) serve(fewTasks bool) {
+	over := fuse.URing
+	if fewTasks {
+		over = fuse.Device
 	}
-	p.mount = mount
-	go func() { p.served <- p.fs.Serve(device) }()
-	return nil
+	go func() { p.served <- p.fs.Serve(p.device, over) }()
+	if fewTasks {
+		p.reserve()
+	}
 }
 
 // gone explains an error that the machine's end is the likely cause of. A process that is ending has lost its

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
 	"github.com/cntr-attach/cntr-attach/units"
@@ -84,6 +85,24 @@ func inspect(pid string) *Session {
 	}
 	_ = process.Close()
 	return nil
+}
+
+// Transport says which way the requests of a session's file system come; "" if the session has just ended. A session process
+// uses io_uring for nothing else.
+func (l *Launcher) Transport(s *Session) fuse.Transport {
+	dir := fmt.Sprintf("/proc/%d/fd", s.PID)
+	fds, err := os.ReadDir(dir)
+	transport := fuse.Device
+	for _, fd := range fds {
+		if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && target == "anon_inode:[io_uring]" {
+			transport = fuse.URing
+			break
+		}
+	}
+	if err != nil || !s.Process.Alive() { // the number may be another's
+		return ""
+	}
+	return transport
 }
 
 // Kill sends a signal to all that runs in a session, but not to its session process and reaper.
