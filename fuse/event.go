@@ -14,12 +14,13 @@ import (
 // event is an event of fanotify(7).
 type event struct {
 	mask  uint64
+	tid   int    // the thread that did it
 	dir   string // file system and handle of the directory
 	name  string // in the directory; "." is the directory itself
 	child string // file system and handle of what has, or had, the name; empty if it is not known
 }
 
-// eachEvent calls f for each event in what was read from a fanotify group with FAN_REPORT_DFID_NAME_TARGET. What is cut
+// eachEvent calls f for each event in what was read from a fanotify group with FAN_REPORT_DFID_NAME_TARGET and FAN_REPORT_TID. What is cut
 // short is left out.
 func eachEvent(buf []byte, f func(*event)) {
 	const metadata, header, fid = 24, 4, 16 // bytes of struct fanotify_event_metadata, _info_header, and _info_fid before the handle
@@ -29,7 +30,7 @@ func eachEvent(buf []byte, f func(*event)) {
 		if size < metadata || size > len(buf) {
 			return
 		}
-		e := event{mask: n.Uint64(buf[8:])}
+		e := event{mask: n.Uint64(buf[8:]), tid: int(int32(n.Uint32(buf[20:])))}
 		for info := buf[metadata:size]; len(info) >= header+fid; {
 			kind, length := info[0], int(n.Uint16(info[2:]))
 			if length < header+fid || length > len(info) {

@@ -34,6 +34,7 @@ func eventOf(mask uint64, records ...[]byte) []byte {
 	}
 	n.PutUint32(b, uint32(len(b)))
 	n.PutUint64(b[8:], mask)
+	n.PutUint32(b[20:], 4711)
 	return b
 }
 
@@ -45,9 +46,9 @@ func TestEvents(t *testing.T) {
 	buf = append(buf, eventOf(unix.FAN_ATTRIB, record(unix.FAN_EVENT_INFO_TYPE_DFID_NAME, "dir-", "."))...)
 	buf = append(buf, eventOf(unix.FAN_Q_OVERFLOW)...)
 	want := []event{
-		{unix.FAN_CREATE, key("dir-"), "a name", key("child")},
-		{unix.FAN_ATTRIB, key("dir-"), ".", ""},
-		{unix.FAN_Q_OVERFLOW, "", ".", ""},
+		{unix.FAN_CREATE, 4711, key("dir-"), "a name", key("child")},
+		{unix.FAN_ATTRIB, 4711, key("dir-"), ".", ""},
+		{unix.FAN_Q_OVERFLOW, 4711, "", ".", ""},
 	}
 	var got []event
 	eachEvent(buf, func(e *event) { got = append(got, *e) })

@@ -48,7 +48,7 @@ type Options struct {
 	Cache Cache
 
 	// Watch has changes of the tree told by the kernel (fanotify(7); needs Linux 6.2), and what can be seen that way believed
-	// for so long, if that is longer than Cache says. 0: not at all. With Writable it means nothing.
+	// for so long, if that is longer than Cache says. 0: not at all.
 	Watch time.Duration
 
 	// Passthrough lets the kernel read, write and map the tree's files itself where it can (Linux 6.9). It falls
@@ -164,7 +164,7 @@ func New(o Options) (*FileSystem, error) {
 		inodes:        newTable(),
 		mounts:        newMounts(threads),
 		threads:       threads,
-		watcher:       newWatcher(o.Watch > 0 && !o.Writable),
+		watcher:       newWatcher(o.Watch > 0),
 		started:       time.Now(),
 		gen:           generation(),
 	}
@@ -345,7 +345,7 @@ func (fs *tree) connect(c *transport) {
 	fs.locks.releases = c.releases
 	if fs.watcher.group >= 0 {
 		fs.watcher.sender.Store(c)
-		c.also(fs.watch, fs.watcher.wake)
+		c.also(fs.watch, fs.watcher.end)
 	}
 }
 

@@ -33,6 +33,7 @@ type inode struct {
 	watch   atomic.Pointer[watched] // a directory of which the host's changes are seen
 	stamp   atomic.Uint64           // of size and times when it was last opened, see unchanged
 	told    atomic.Bool             // a file whose changes are seen, by way of its directory
+	named   atomic.Bool             // a name of it may be believed for long
 	kind    uint32                  // S_IFMT of the mode; never changes
 	pinned  bool                    // desc is kept until the inode is forgotten; guarded by descs.mu
 	made    bool                    // exists in memory only

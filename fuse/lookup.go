@@ -184,7 +184,11 @@ func (fs *tree) lookupParent(n *inode, out *raw.EntryOut) error {
 // enter fills the answer for an inode of the tree.
 func (fs *tree) enter(n *inode, stx *unix.Statx_t, b belief, out *raw.EntryOut) {
 	*out = raw.EntryOut{NodeId: n.node, Generation: fs.gen}
-	out.SetEntryTimeout(fs.timeout(fs.cache.Entry, b))
+	entry := fs.timeout(fs.cache.Entry, b)
+	if entry > fs.cache.Entry {
+		n.named.Store(true)
+	}
+	out.SetEntryTimeout(entry)
 	out.SetAttrTimeout(fs.attrTimeout(n, b))
 	fs.fill(n, stx, &out.Attr)
 }

@@ -136,6 +136,18 @@ func runnable(tid int) bool {
 	return len(state) > 0 && state[0] == 'R'
 }
 
+// serves says whether a thread of this process is a server thread.
+func (c *transport) serves(tid int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.servers {
+		if t := s.tid.Load(); t != 0 && int(t) == tid { // 0: a thread that cannot be seen from here
+			return true
+		}
+	}
+	return false
+}
+
 // wake sends every server thread a signal.
 func (c *transport) wake(sig unix.Signal) {
 	c.mu.Lock()

@@ -123,8 +123,10 @@ func (fs *tree) Rename(_ <-chan struct{}, in *raw.RenameIn, oldName, newName str
 		return status(err)
 	}
 	fs.moved(to.n, to.fd, newName)
+	fs.hasMoved(from.n, to.n, newName)
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		fs.moved(from.n, from.fd, oldName)
+		fs.hasMoved(to.n, from.n, oldName)
 	}
 	return raw.OK
 }

@@ -22,16 +22,22 @@ import (
 // An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
 // until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
 // made, and what expires does so twice, with a pause. At the very worst, an answer is believed for Options.Watch.
+//
+// What the session itself changes by way of the file system its kernel knows already, and such events are passed over: they come
+// from server threads. Not so where a directory is mounted several times: the kernel knows of the one that the session used. And a
+// name that was moved takes along how long it is believed, to a directory that may not be watched: it is looked up again. Writes in passthrough are the writer's own, and treated as everybody's.
 type watcher struct {
 	group int // of fanotify; -1: there is none
-	stop  int // eventfd(2)
+	wakes int // eventfd(2)
+	ended atomic.Bool
 
 	mu   sync.Mutex
 	dirs map[string][]*inode // watched directories, by file system and handle; several where it is mounted several times
 
-	rounds atomic.Uint64 // of events that were read
-	busy   atomic.Bool   // events are being handled
+	rounds atomic.Uint64 // of events that were read, and were not all the session's own
+	busy   atomic.Bool   // such are being handled
 	sender atomic.Pointer[transport]
+	moved  []moved           // names to be looked up again; guarded by mu
 	again  [][]byte          // notifications to be sent once more
 	mounts map[string]string // mount points by mount number
 	points map[string]int    // mount points whose names are to expire, and how often that is still tried
@@ -47,6 +53,12 @@ type watched struct {
 	events int
 
 	misses map[string]struct{} // names that the kernel was told not to be there, nil if given up; guarded by watcher.mu
+}
+
+// moved is where something in the session was moved to.
+type moved struct {
+	dir  *inode
+	name string
 }
 
 // watching says whether changes in a directory are seen.
@@ -77,19 +89,20 @@ const (
 // newWatcher returns a watcher, which watches nothing where fanotify is not to be had: it needs Linux 5.17, CAP_SYS_ADMIN,
 // and one of fs.fanotify.max_user_groups.
 func newWatcher(wanted bool) *watcher {
-	w := &watcher{group: -1, stop: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
+	w := &watcher{group: -1, wakes: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
 	if !wanted {
 		return w
 	}
 	var err error
-	w.group, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME_TARGET, 0)
+	w.group, err = unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME_TARGET|
+		unix.FAN_REPORT_TID, 0)
 	if err != nil {
 		w.group = -1
 		return w
 	}
-	if w.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+	if w.wakes, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		unix.Close(w.group)
-		w.group, w.stop = -1, -1
+		w.group, w.wakes = -1, -1
 	}
 	return w
 }
@@ -97,14 +110,20 @@ func newWatcher(wanted bool) *watcher {
 func (w *watcher) close() {
 	if w.group >= 0 {
 		unix.Close(w.group)
-		unix.Close(w.stop)
+		unix.Close(w.wakes)
 	}
 }
 
-// wake ends watch.
+// end ends watch.
+func (w *watcher) end() {
+	w.ended.Store(true)
+	w.wake()
+}
+
+// wake has watch look whether there is something to do.
 func (w *watcher) wake() {
 	one := [8]byte{0: 1}
-	_, _ = unix.Write(w.stop, one[:])
+	_, _ = unix.Write(w.wakes, one[:])
 }
 
 // now is what an answer can be based on that is made from now on.
@@ -199,12 +218,12 @@ func (fs *tree) unwatch(dir *inode) {
 	})
 }
 
-// watch handles events until wake is called. It runs on a server thread of its own.
+// watch handles events until end is called. It runs on a server thread of its own.
 func (fs *tree) watch() {
 	w := fs.watcher
 	buf := make([]byte, 64<<10)
 	fds := []unix.PollFd{
-		{Fd: int32(w.stop), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLPRI},
+		{Fd: int32(w.wakes), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}, {Fd: -1, Events: unix.POLLPRI},
 	}
 	// Not os.Open: whether there is news is known once, and the runtime's poller would be told.
 	var table *os.File
@@ -227,14 +246,17 @@ func (fs *tree) watch() {
 		if err == unix.EINTR || err == unix.ENOMEM {
 			continue
 		}
-		if fds[0].Revents != 0 {
+		if w.ended.Load() {
 			w.sender.Store(nil)
 			return
 		}
-		w.busy.Store(true)
+		if n > 0 && fds[0].Revents != 0 {
+			_, _ = unix.Read(w.wakes, buf) // it does not block
+		}
 		last := w.again
 		w.again = nil
 		if n > 0 && fds[2].Revents != 0 {
+			w.busy.Store(true)
 			fs.mountsChanged(table)
 		}
 		fs.expirePoints()
@@ -243,7 +265,10 @@ func (fs *tree) watch() {
 				eachEvent(buf[:size], fs.changed)
 			}
 		}
-		w.rounds.Add(1)
+		fs.expireMoved()
+		if w.busy.Load() || len(w.again) > 0 {
+			w.rounds.Add(1)
+		}
 		for _, m := range last {
 			w.send(m)
 		}
@@ -298,9 +323,36 @@ func (w *watcher) expireName(dir *inode, name string) {
 	w.again = append(w.again, m)
 }
 
+// hasMoved is called when the session has moved something from a directory to a name in another, or the same.
+func (fs *tree) hasMoved(from, dir *inode, name string) {
+	w := fs.watcher
+	if from.watch.Load() == nil {
+		return // nothing in it is believed for long
+	}
+	w.mu.Lock()
+	w.moved = append(w.moved, moved{dir, name})
+	w.mu.Unlock()
+	w.wake()
+}
+
+// expireMoved makes the kernel look up again what was moved. Not by who moves it: the kernel has locked the directory until the
+// answer.
+func (fs *tree) expireMoved() {
+	w := fs.watcher
+	w.mu.Lock()
+	list := w.moved
+	w.moved = nil
+	w.mu.Unlock()
+	for _, m := range list {
+		w.expireName(m.dir, m.name)
+	}
+}
+
 // changed handles an event.
 func (fs *tree) changed(e *event) {
 	w := fs.watcher
+	c := w.sender.Load()
+	own := c != nil && c.serves(e.tid)
 	w.mu.Lock()
 	dirs := append([]*inode(nil), w.dirs[e.dir]...)
 	if e.mask&unix.FAN_Q_OVERFLOW != 0 { // lost events are seen after Options.Watch, but for these
@@ -309,6 +361,10 @@ func (fs *tree) changed(e *event) {
 		}
 	}
 	w.mu.Unlock()
+	if own && len(dirs) < 2 && e.mask&(unix.FAN_MOVED_FROM|unix.FAN_MOVED_TO|unix.FAN_Q_OVERFLOW) == 0 {
+		return
+	}
+	w.busy.Store(true)
 	busy := false
 	for _, dir := range dirs {
 		busy = dir.watch.Load().tooMuch() || busy
@@ -326,7 +382,7 @@ func (fs *tree) changed(e *event) {
 		if e.mask&nameEvents != 0 {
 			w.expireName(dir, e.name)
 			w.mu.Lock()
-			delete(dir.watch.Load().misses, e.name)
+			delete(dir.watch.Load().misses, e.name) // it is looked up again
 			w.mu.Unlock()
 		}
 		if e.child != "" && e.name != "." {
@@ -346,7 +402,7 @@ func (d *watched) tooMuch() bool {
 	return d.events == maxEvents
 }
 
-// giveUp stops watching a directory in which much goes on. All that the kernel was told of it expires. What is in the queue of events
+// giveUp stops watching a directory in which much goes on. All that is believed of it for long expires. What is in the queue of events
 // is still handled.
 func (fs *tree) giveUp(dir *inode) {
 	w, d := fs.watcher, dir.watch.Load()
@@ -354,9 +410,7 @@ func (fs *tree) giveUp(dir *inode) {
 	d.active.Store(false) // nothing is told from here on
 	w.expireInode(dir)
 	w.mu.Lock()
-	for name := range d.misses {
-		w.expireName(dir, name)
-	}
+	misses := d.misses
 	d.misses = nil
 	w.mu.Unlock()
 	// What cannot be listed is believed for Options.Watch at most.
@@ -377,17 +431,26 @@ func (fs *tree) giveUp(dir *inode) {
 		defer f.Close()
 		names, err := f.Readdirnames(-1)
 		for _, name := range names {
-			w.expireName(dir, name)
+			delete(misses, name) // it was made since, and that was an event, or the session's own doing
 			var stx unix.Statx_t
-			if unix.Statx(list, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statxMask, &stx) == nil {
-				fs.inodes.withNumber(inoKey{dir.mnt, stx.Ino}, func(n *inode) {
-					n.told.Store(false)
-					w.expireInode(n)
-				})
+			// What is gone has had its event.
+			if unix.Statx(list, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statxMask, &stx) != nil {
+				continue
 			}
+			fs.inodes.withNumber(inoKey{dir.mnt, stx.Ino}, func(n *inode) {
+				if n.named.Load() {
+					w.expireName(dir, name)
+				}
+				if n.told.Swap(false) {
+					w.expireInode(n)
+				}
+			})
 		}
 		return err
 	})
+	for name := range misses {
+		w.expireName(dir, name)
+	}
 }
 
 // childChanged handles what an event says of something in a directory.

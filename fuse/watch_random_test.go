@@ -16,19 +16,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRandomHostChangesAreTold has two threads of the host change a tree at random while four of the session look at it. Whenever
-// the host pauses, the session must soon see just what there is, and it remembers for ever what it is not told of.
+// TestRandomHostChangesAreTold has two threads change a tree at random while four of the session look at it: two of the host, or
+// one of the host and one of a session that may write. Whenever they pause, the session must soon see just what there is, and it
+// remembers for ever what it is not told of.
 func TestRandomHostChangesAreTold(t *testing.T) {
+	for _, writable := range []bool{false, true} {
+		t.Run(fmt.Sprintf("writable=%v", writable), func(t *testing.T) { testRandomHostChangesAreTold(t, writable) })
+	}
+}
+
+func testRandomHostChangesAreTold(t *testing.T, writable bool) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	s := watching(t, "a", "d/a", "d/e/a")
+	s := watching(t, writable, "a", "d/a", "d/e/a")
 	dirs := []string{".", "d", "d/e", "f", "f/g"}
 	names := []string{"a", "b", "c", "d", "e", "f", "g"}
 	pick := func(r *rand.Rand) string {
 		return filepath.Join(dirs[r.IntN(len(dirs))], names[r.IntN(len(names))])
 	}
-	change := func(r *rand.Rand) {
-		path := s.host(pick(r))
+	change := func(r *rand.Rand, in func(...string) string) {
+		path := in(pick(r))
 		switch r.IntN(12) {
 		case 0, 1, 2:
 			_ = os.WriteFile(path, make([]byte, r.IntN(10_000)), 0o644)
@@ -40,15 +47,15 @@ func TestRandomHostChangesAreTold(t *testing.T) {
 		case 4:
 			_ = os.Mkdir(path, 0o755)
 		case 5, 6:
-			_ = os.Rename(path, s.host(pick(r)))
+			_ = os.Rename(path, in(pick(r)))
 		case 7:
-			_ = unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, s.host(pick(r)), unix.RENAME_EXCHANGE)
+			_ = unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, in(pick(r)), unix.RENAME_EXCHANGE)
 		case 8:
 			_ = os.Chmod(path, 0o700|fs.FileMode(r.IntN(0o100)))
 		case 9:
 			_ = os.Symlink(fmt.Sprint(r.IntN(1000)), path)
 		case 10:
-			_ = os.Link(path, s.host(pick(r)))
+			_ = os.Link(path, in(pick(r)))
 		case 11:
 			if os.Remove(path) != nil && r.IntN(4) == 0 {
 				_ = os.RemoveAll(path)
@@ -83,8 +90,12 @@ func TestRandomHostChangesAreTold(t *testing.T) {
 			go func() {
 				defer writers.Done()
 				r := rand.New(rand.NewPCG(seed, uint64(1000*round+i)))
+				in := s.host
+				if writable && i == 1 {
+					in = s.path
+				}
 				for range 40 {
-					change(r)
+					change(r, in)
 				}
 			}()
 		}

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watched serves a tree of which only a change that is told can be seen: nothing is asked for again by itself.
-func watching(t *testing.T, names ...string) *served {
+// watching serves a tree of which only a change that is told can be seen: nothing is asked for again by itself.
+func watching(t *testing.T, writable bool, names ...string) *served {
 	t.Helper()
 	tree := files(t, names...)
-	s := serve(t, tree, Options{Passthrough: true, Watch: Forever, Cache: Cache{-1, -1, -1}})
+	s := serve(t, tree, Options{Passthrough: true, Watch: Forever, Writable: writable, Cache: Cache{-1, -1, -1}})
 	if s.FileSystem.tree.watcher.group < 0 {
 		t.Fatal("there is no fanotify")
 	}
@@ -41,7 +41,13 @@ func soon(t *testing.T, what string, see func() string, want string) time.Durati
 
 // TestHostChangesAreTold has the session remember for ever, and the host change what it remembers.
 func TestHostChangesAreTold(t *testing.T) {
-	s := watching(t, "file", "gone", "other", "open", "sub/a", "moved/x/y", "mounted/inside")
+	for _, writable := range []bool{false, true} {
+		t.Run(fmt.Sprintf("writable=%v", writable), func(t *testing.T) { testHostChangesAreTold(t, writable) })
+	}
+}
+
+func testHostChangesAreTold(t *testing.T, writable bool) {
+	s := watching(t, writable, "file", "gone", "other", "open", "sub/a", "moved/x/y", "mounted/inside")
 	stat := func(name string) func() string {
 		return func() string {
 			var st unix.Stat_t
@@ -122,7 +128,7 @@ func TestNothingIsAskedTwice(t *testing.T) {
 	for i := range 100 {
 		names = append(names, fmt.Sprintf("dir/f%d", i))
 	}
-	s := watching(t, names...)
+	s := watching(t, false, names...)
 	walk := func() {
 		t.Helper()
 		n := 0
@@ -157,9 +163,130 @@ func TestNothingIsAskedTwice(t *testing.T) {
 	}
 }
 
+// TestOwnChangesAreKnown has the session change what it remembers. Its kernel knows that, and need not ask.
+func TestOwnChangesAreKnown(t *testing.T) {
+	s := watching(t, true, "dir/f", "dir/g")
+	stat := func(name string) string {
+		var st unix.Stat_t
+		if err := unix.Lstat(s.path(name), &st); err != nil {
+			return err.Error()
+		}
+		return fmt.Sprintf("%o %d", st.Mode, st.Size)
+	}
+	for range 3 {
+		stat("dir/f")
+		stat("dir/g")
+		stat("dir/none")
+	}
+	must(t, os.Chmod(s.path("dir/f"), 0o600))
+	must(t, os.Remove(s.path("dir/g")))
+	before := s.Requests()
+	if got := stat("dir/f"); !strings.HasPrefix(got, "100600 ") {
+		t.Errorf("after chmod it is %s", got)
+	}
+	after := s.Requests()
+	for kind, most := range map[string]uint64{"LOOKUP": 0, "GETATTR": 1} { // the answer may have crossed the event
+		if n := after[kind] - before[kind]; n > most {
+			t.Errorf("%d %s after a change of the session's own", n, kind)
+		}
+	}
+	if got := stat("dir/g"); got != unix.ENOENT.Error() {
+		t.Errorf("what was removed is %s", got)
+	}
+	must(t, os.WriteFile(s.path("dir/none"), []byte("12345"), 0o640))
+	if got := stat("dir/none"); got != "100640 5" {
+		t.Errorf("what was made is %s", got)
+	}
+}
+
+// TestOwnChangesAreToldToTheOtherMount has the session change what is mounted twice. Its kernel knows only of where it did.
+func TestOwnChangesAreToldToTheOtherMount(t *testing.T) {
+	s := watching(t, true, "dir/f", "dir/g", "again/x")
+	must(t, unix.Mount(s.host("dir"), s.host("again"), "", unix.MS_BIND, ""))
+	t.Cleanup(func() { _ = unix.Unmount(s.host("again"), unix.MNT_DETACH) })
+	see := func(name string) func() string {
+		return func() string {
+			info, err := os.Lstat(s.path(name))
+			if err != nil {
+				return "none"
+			}
+			return info.Mode().String()
+		}
+	}
+	for range 3 {
+		for _, name := range []string{"dir/f", "dir/g", "dir/h", "again/f", "again/g", "again/h"} {
+			see(name)()
+		}
+	}
+	must(t, os.Chmod(s.path("dir/f"), 0o600))
+	must(t, os.Remove(s.path("dir/g")))
+	must(t, os.Mkdir(s.path("dir/h"), 0o700))
+	soon(t, "a change", see("again/f"), "-rw-------")
+	soon(t, "what was removed", see("again/g"), "none")
+	soon(t, "what was made", see("again/h"), "drwx------")
+}
+
+// TestWhatWasMovedIsWatchedWhereItIs has the session move what it remembers to where nobody watches, and the host change it there.
+func TestWhatWasMovedIsWatchedWhereItIs(t *testing.T) {
+	s := watching(t, true, "dir/f", "dir/g", "dir/sub/x", "busy/x", "busy/g")
+	see := func(name string) func() string {
+		return func() string {
+			info, err := os.Lstat(s.path(name))
+			if err != nil {
+				return "none"
+			}
+			return fmt.Sprint(info.Size())
+		}
+	}
+	for range 3 {
+		for _, name := range []string{"dir/f", "dir/g", "dir/sub/x", "busy/x", "busy/g"} {
+			see(name)()
+		}
+	}
+	w := s.FileSystem.tree.watcher
+	count := func() string {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		n := 0
+		for _, list := range w.dirs {
+			for _, dir := range list {
+				if dir.watching() {
+					n++
+				}
+			}
+		}
+		return fmt.Sprint(n)
+	}
+	before := count()
+	for i := range 3 * maxEvents {
+		must(t, os.WriteFile(s.host(fmt.Sprintf("busy/f%d", i)), nil, 0o644))
+	}
+	if before != "4" {
+		t.Errorf("%s directories are watched, want 4", before)
+	}
+	soon(t, "one is given up", count, "3")
+
+	must(t, os.Rename(s.path("dir/f"), s.path("busy/moved")))
+	must(t, unix.Renameat2(unix.AT_FDCWD, s.path("dir/g"), unix.AT_FDCWD, s.path("busy/g"), unix.RENAME_EXCHANGE))
+	must(t, os.Rename(s.path("dir/sub"), s.path("busy/sub")))
+	see("busy/moved")()
+	see("busy/g")()
+	see("busy/sub/x")()
+	must(t, os.WriteFile(s.host("busy/moved"), []byte("12345"), 0o644))
+	must(t, os.WriteFile(s.host("busy/g"), []byte("123456"), 0o644))
+	must(t, os.WriteFile(s.host("dir/g"), []byte("1234567"), 0o644))
+	must(t, os.WriteFile(s.host("busy/sub/x"), []byte("12345678"), 0o644))
+	soon(t, "a file that was moved", see("busy/moved"), "5")
+	soon(t, "a file that was exchanged", see("busy/g"), "6")
+	soon(t, "the other one", see("dir/g"), "7")
+	soon(t, "a file in a directory that was moved", see("busy/sub/x"), "8")
+	must(t, os.Remove(s.host("busy/moved")))
+	soon(t, "and removed", see("busy/moved"), "none")
+}
+
 // TestWhatCannotBeSeenIsAskedFor has changes that no directory that is watched tells of.
 func TestWhatCannotBeSeenIsAskedFor(t *testing.T) {
-	s := watching(t, "dir/f", "elsewhere/x")
+	s := watching(t, false, "dir/f", "elsewhere/x")
 	must(t, os.Link(s.host("dir/f"), s.host("elsewhere/f")))
 	for range 3 {
 		_, err := os.Lstat(s.path("dir/f"))
@@ -179,7 +306,7 @@ func TestMarksAreGivenBack(t *testing.T) {
 	for i := range 50 {
 		names = append(names, fmt.Sprintf("d%d/f", i))
 	}
-	s := watching(t, names...)
+	s := watching(t, false, names...)
 	marks := func() int {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.FileSystem.tree.watcher.group))
 		must(t, err)
@@ -203,7 +330,7 @@ func TestChangesAreSeenAtOnce(t *testing.T) {
 	for i := range dirs {
 		names = append(names, fmt.Sprintf("d%d/f", i))
 	}
-	s := watching(t, names...)
+	s := watching(t, false, names...)
 	var took []time.Duration
 	for i := range 10 * dirs {
 		name := fmt.Sprintf("d%d/%s", i%dirs, []string{"f", "g"}[i/dirs%2])
@@ -232,7 +359,7 @@ func TestChangesAreSeenAtOnce(t *testing.T) {
 // TestBusyDirectoryIsGivenUp has so much go on in a directory that it is not watched any more. What was told of it before must not be
 // believed for ever.
 func TestBusyDirectoryIsGivenUp(t *testing.T) {
-	s := watching(t, "dir/old", "dir/sub/x")
+	s := watching(t, false, "dir/old", "dir/sub/x")
 	see := func(name string) func() string {
 		return func() string {
 			info, err := os.Lstat(s.path(name))

@@ -9,21 +9,17 @@ import (
 	"testing"
 )
 
-// overURing turns FUSE over io_uring on, for the whole host, for the length of a test.
-func overURing(t *testing.T) {
+// offerURing turns FUSE over io_uring on (Y) or off (N), for the whole host, for the length of a test.
+func offerURing(t *testing.T, to string) {
 	t.Helper()
-	before := must(t, "/usr/lib/testhost/uring", "Y")
+	before := must(t, "/usr/lib/testhost/uring", to)
 	t.Cleanup(func() { must(t, "/usr/lib/testhost/uring", before) })
 }
 
 // A session's file system is served over io_uring where the host offers that, and says so.
 func TestSessionsUseURing(t *testing.T) {
-	for _, on := range []bool{false, true} {
-		want := "/dev/fuse"
-		if on {
-			overURing(t)
-			want = "io_uring"
-		}
+	for offered, want := range map[string]string{"N": "/dev/fuse", "Y": "io_uring"} {
+		offerURing(t, offered)
 		r, scope := sleeper(t, booted)
 		id := regexp.MustCompile(`-([0-9a-f]{8})\.scope$`).FindStringSubmatch(scope)[1]
 		if got := must(t, "cntrctl", "status", id); !strings.Contains(got, "\n Transport: "+want+"\n") {
@@ -32,7 +28,7 @@ func TestSessionsUseURing(t *testing.T) {
 		// Nobody else may keep a ring: it would outlive the session process.
 		for _, pid := range processes(t, scope) {
 			maps := string(readFile(t, fmt.Sprintf("/proc/%d/maps", pid)))
-			if ring := strings.Contains(maps, "[io_uring]"); ring != (on && pid == sessionProcess(t, scope)) {
+			if ring := strings.Contains(maps, "[io_uring]"); ring != (offered == "Y" && pid == sessionProcess(t, scope)) {
 				t.Errorf("over %s, process %d (%s): has a ring: %v", want, pid, readFile(t, fmt.Sprintf("/proc/%d/comm", pid)), ring)
 			}
 		}
@@ -44,7 +40,7 @@ func TestSessionsUseURing(t *testing.T) {
 
 // What must not depend on the transport.
 func TestSessionsOverURing(t *testing.T) {
-	overURing(t)
+	offerURing(t, "Y")
 	for name, test := range map[string]func(*testing.T){
 		"killed session process": TestKilledSessionProcessLeavesNothing,
 		"killed reaper":          TestKilledReaperEndsTheSession,
