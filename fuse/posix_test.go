@@ -45,6 +45,7 @@ func variants() []variant {
 	short := Cache{Entry: -1, Attr: -1, Negative: -1}
 	return []variant{
 		{name: "plain"},
+		{name: "as a session has it", o: Options{Passthrough: true, Watch: WatchTimeout}},
 		{name: "passthrough", o: Options{Passthrough: true}},
 		{
 			name: "passthrough, few descriptors, no caches",
