@@ -1,7 +1,6 @@
 package fuse
 
 import (
-	"encoding/binary"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -54,8 +53,7 @@ func (c *transport) lock(ready func()) {
 		case req := <-c.lockers:
 			n := c.perform([][]byte{req}, [][]byte{out})
 			c.idle.Add(1) // before anybody can know
-			binary.NativeEndian.PutUint32(out, uint32(n))
-			c.write(out[:n])
+			c.reply(out, n)
 		case <-c.ended:
 			return
 		}

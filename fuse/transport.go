@@ -244,8 +244,7 @@ func (c *transport) handle(req, out []byte) {
 	if n > 0 && opcode(req) == opInterrupt && c.rings.Load() != nil {
 		c.interruptLater(append([]byte(nil), req...))
 	} else if n > 0 {
-		binary.NativeEndian.PutUint32(out, uint32(n))
-		c.write(out[:n])
+		c.reply(out, n)
 	}
 }
 
@@ -282,8 +281,7 @@ func (c *transport) init(req, out []byte) {
 		flags := out[outHeaderSize+32:]
 		binary.NativeEndian.PutUint32(flags, binary.NativeEndian.Uint32(flags)|capOverURing>>32)
 	}
-	binary.NativeEndian.PutUint32(out, uint32(n))
-	c.write(out[:n])
+	c.reply(out, n)
 	if r != nil {
 		r.begin()
 	}
@@ -301,6 +299,12 @@ func refuse(req, out []byte, errno unix.Errno) {
 	binary.NativeEndian.PutUint32(out, outHeaderSize)
 	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(errno)))
 	binary.NativeEndian.PutUint64(out[8:], unique)
+}
+
+// reply writes an answer of n bytes, of which all but the length is there.
+func (c *transport) reply(out []byte, n int) {
+	binary.NativeEndian.PutUint32(out, uint32(n))
+	c.write(out[:n])
 }
 
 // write writes an answer. ENOENT: nobody waits for it any more. Nothing can be done about other errors either.
