@@ -98,7 +98,7 @@ func parseOptions(args []string) (*options, error) {
 		o.capabilities = splitCapabilities(*capabilities)
 	}
 	if f.NArg() == 0 {
-		return nil, fail.New(fail.InvalidArgument, "machinectl list shows the names; cntr-attach --help the options",
+		return nil, fail.New(fail.InvalidArgument, "cntrctl list shows the names; cntr-attach --help the options",
 			"which machine?")
 	}
 	if o.pty && o.pipe {

@@ -223,7 +223,7 @@ func (g Registry) hint(ctx context.Context, ref Ref, own error) string {
 	case ref.Kind != "" && f != nil && f.Hint != "":
 		return f.Hint
 	case len(names) == 0:
-		return "no machine is running; see machinectl list"
+		return "no machine is running; a service is unit:NAME, a process pid:NUMBER"
 	}
 	const most = 8
 	if len(names) > most {
