@@ -245,7 +245,7 @@ func used(f *os.File) {
 
 // load returns a layer's index and the file that its content is in, if the cache has them: data is nil if that is the layer
 // itself. fs.ErrNotExist: it has not, or what it has is of no use.
-func (c *Cache) load(l *layer) (x *index, data *os.File, err error) {
+func (c *Cache) load(l *layer, left *budget) (x *index, data *os.File, err error) {
 	f, err := os.Open(filepath.Join(c.path, l.key()+".index"))
 	if err != nil {
 		return nil, nil, err
@@ -262,24 +262,40 @@ func (c *Cache) load(l *layer) (x *index, data *os.File, err error) {
 		return nil, nil, fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
 	}
 	used(f)
-	if len(x.frames) == 0 {
-		return x, nil, nil
+	if len(x.frames) > 0 {
+		if data, err = c.copied(l, x); err != nil {
+			return nil, nil, err
+		}
 	}
-	if data, err = os.Open(filepath.Join(c.path, l.key()+".data")); err != nil {
-		return nil, nil, err
+	for n := range x.entries {
+		if err := left.take(&x.entries[n]); err != nil {
+			if data != nil {
+				_ = data.Close()
+			}
+			return nil, nil, err
+		}
+	}
+	return x, data, nil
+}
+
+// copied opens the copy of a layer. fs.ErrNotExist as above.
+func (c *Cache) copied(l *layer, x *index) (*os.File, error) {
+	data, err := os.Open(filepath.Join(c.path, l.key()+".data"))
+	if err != nil {
+		return nil, err
 	}
 	info, err := data.Stat()
 	if err != nil || info.Size() != x.frames[len(x.frames)-1].packed {
 		_ = data.Close()
-		return nil, nil, fs.ErrNotExist
+		return nil, fs.ErrNotExist
 	}
 	used(data)
-	return x, data, nil
+	return data, nil
 }
 
 // layer returns a layer's index and content, and looks into the layer if it has to.
 func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, err error) {
-	if x, data, err = c.load(&l); !errors.Is(err, fs.ErrNotExist) {
+	if x, data, err = c.load(&l, left); !errors.Is(err, fs.ErrNotExist) {
 		return x, data, err
 	}
 	unlock, err := c.lock(&l)
@@ -287,15 +303,14 @@ func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, 
 		return nil, nil, err
 	}
 	defer unlock()
-	if x, data, err = c.load(&l); !errors.Is(err, fs.ErrNotExist) {
+	if x, data, err = c.load(&l, left); !errors.Is(err, fs.ErrNotExist) {
 		return x, data, err // somebody else has just done it
 	}
 	data, err = c.nameless("layers")
 	if err != nil {
 		return nil, nil, err
 	}
-	copied := *left
-	if x, err = scan(b, l, &copied, &limited{f: data, max: c.bound()}); err != nil {
+	if x, err = scan(b, l, left, &limited{f: data, max: c.bound()}); err != nil {
 		_ = data.Close()
 		return nil, nil, err
 	}

@@ -366,8 +366,8 @@ func FuzzLayer(f *testing.F) {
 				return
 			}
 			x := &index{}
-			left := budget{1000, 1 << 20}
-			err = x.read(&counter{Reader: plain, max: 1 << 22}, &left)
+			left := newBudget(1000, 1<<20)
+			err = x.read(&counter{Reader: plain, max: 1 << 22}, left)
 			_ = plain.Close()
 			if err != nil || b.apply(x) != nil {
 				return

@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/s2"
 	"golang.org/x/sys/unix"
@@ -68,10 +70,13 @@ func Load(kind, path, tag string, as Open, cache *Cache) (_ *Image, err error) {
 		return nil, err
 	}
 	i.Environ = d.config.Config.Env
-	left := budget{maxEntries, maxNames}
-	for n, l := range d.layers {
-		if err := i.add(source, l, &left); err != nil {
-			return nil, fmt.Errorf("layer %d of %d: %w", n+1, len(d.layers), err)
+	indexes, err := i.look(d.layers)
+	if err != nil {
+		return nil, err
+	}
+	for n, x := range indexes {
+		if err := i.apply(x); err != nil {
+			return nil, fmt.Errorf("layer %d of %d: %w", n+1, len(indexes), err)
 		}
 	}
 	i.finish()
@@ -83,32 +88,53 @@ func Load(kind, path, tag string, as Open, cache *Cache) (_ *Image, err error) {
 	return i, nil
 }
 
-// add puts a layer on top.
-func (i *Image) add(source files, l layer, left *budget) error {
-	b, err := source.open(l.name)
+// look finds out what is in layers, in as many at once as there are processors.
+func (i *Image) look(layers []layer) ([]*index, error) {
+	left := newBudget(maxEntries, maxNames)
+	i.layers = make([]content, len(layers))
+	indexes, errs := make([]*index, len(layers)), make([]error, len(layers))
+	var next atomic.Int64
+	var failed atomic.Bool
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(layers)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for n := next.Add(1) - 1; n < int64(len(layers)) && !failed.Load(); n = next.Add(1) - 1 {
+				indexes[n], errs[n] = i.lookInto(n, layers[n], left)
+				if errs[n] != nil {
+					failed.Store(true)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	for n, err := range errs {
+		if err != nil {
+			return nil, fmt.Errorf("layer %d of %d: %w", n+1, len(layers), err)
+		}
+	}
+	return indexes, nil
+}
+
+// lookInto opens layer n, and finds out what is in it.
+func (i *Image) lookInto(n int64, l layer, left *budget) (*index, error) {
+	b, err := i.source.open(l.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	x, data, err := i.cache.layer(b, l, left)
 	if err != nil {
 		b.Close()
-		return err
+		return nil, err
 	}
 	c := content{layer: l, plain: b, data: data, frames: x.frames}
 	if data != nil {
 		b.Close()
 		c.plain = nil
 	}
-	i.layers = append(i.layers, c)
-	for n := range x.entries {
-		e := &x.entries[n]
-		left.entries--
-		left.names -= e.names()
-	}
-	if left.entries < 0 || left.names < 0 {
-		return fmt.Errorf("with it there are more than %d entries, or more than %d bytes of names", maxEntries, maxNames)
-	}
-	return i.apply(x)
+	i.layers[n] = c
+	return x, nil
 }
 
 // Close closes the layers.

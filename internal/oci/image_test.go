@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand"
 	"os"
 	"path/filepath"
@@ -71,6 +72,27 @@ func TestLayersAreMerged(t *testing.T) {
 	} {
 		i := layout(t, "gzip", lower, tarOf(t, c.upper...)).must(cache(t))
 		t.Run(what, func(t *testing.T) { want(t, i, c.want) })
+	}
+}
+
+// Layers are looked into at once, and come in their order all the same; one may be there twice.
+func TestManyLayers(t *testing.T) {
+	var layers [][]byte
+	files := map[string]string{}
+	for n := range 24 {
+		name, text := fmt.Sprintf("d/%d", n/2), fmt.Sprintf("%d ", n)+noise(int64(n), 100_000)
+		layers = append(layers, tarOf(t, folder("d"), file(name, text), file("last", text)))
+		files[name], files["last"] = text, text
+	}
+	layers = append(layers, layers[3], layers[3])
+	files["last"] = files["d/1"]
+	c := cache(t)
+	for range 2 {
+		want(t, layout(t, "gzip", layers...).must(c), files)
+	}
+	layers[20] = []byte("no tar file, of which more than a block is there" + strings.Repeat(".", 1000))
+	if _, err := layout(t, "gzip", layers...).load(cache(t)); err == nil || !strings.Contains(err.Error(), "layer 21 of 26") {
+		t.Error(err)
 	}
 }
 

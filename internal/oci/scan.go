@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
@@ -114,8 +115,23 @@ func (f *framer) flush() error {
 	return err
 }
 
-// budget is what an image may still have.
-type budget struct{ entries, names int }
+// budget is what the layers of an image may still have, together.
+type budget struct{ entries, names atomic.Int64 }
+
+func newBudget(entries, names int64) *budget {
+	b := &budget{}
+	b.entries.Store(entries)
+	b.names.Store(names)
+	return b
+}
+
+// take takes what an entry needs.
+func (b *budget) take(e *entry) error {
+	if b.entries.Add(-1) < 0 || b.names.Add(int64(-e.names())) < 0 {
+		return fmt.Errorf("with it there are more than %d entries, or more than %d bytes of names", maxEntries, maxNames)
+	}
+	return nil
+}
 
 // scan reads a layer and finds out what is in it. What is compressed is copied to data, in frames. All of it is read, and everything that is
 // to be made of it, at once: nothing takes longer than what takes longest, which is to decompress.
@@ -174,10 +190,8 @@ func (x *index) read(r io.Reader, left *budget) error {
 		if err != nil {
 			return err
 		}
-		left.entries--
-		left.names -= e.names()
-		if left.entries < 0 || left.names < 0 {
-			return fmt.Errorf("it has more than %d entries, or more than %d bytes of names", maxEntries, maxNames)
+		if err := left.take(&e); err != nil {
+			return err
 		}
 		if total += e.size; e.size > maxBytes || total > maxBytes {
 			return fmt.Errorf("its files have more than %d bytes, with %q", int64(maxBytes), e.name)
