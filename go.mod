@@ -18,6 +18,7 @@ require (
 	github.com/docker/cli v28.2.2+incompatible
 	github.com/google/go-containerregistry v0.20.6
 	github.com/klauspost/compress v1.18.0
+	github.com/smallstep/pkcs7 v0.2.3
 )
 
 require (

@@ -27,6 +27,21 @@ const verityImage = `mkdir -p "$2"; cd "$2"
 const flip = `at=$(grep --text --byte-offset --only-matching --max-count=1 "$1" "$2" | head -n 1 | cut -d : -f 1)
 	printf '\377' | dd of="$2" bs=1 seek=$((at + $3)) conv=notrunc status=none`
 
+// signing has somebody sign the root hash, be trusted, and what they have signed be on a partition.
+const signing = `rm -rf /etc/verity.d
+	sign() {
+		openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out signer.crt -subj /CN=signer 2>/dev/null
+		printf %s "$(cat bare.roothash)" | openssl smime -sign -binary -noattr -nocerts -signer signer.crt -inkey key -outform der -out bare.roothash.p7s
+	}
+	trust() { mkdir /etc/verity.d; cp signer.crt /etc/verity.d/; }
+	partition() {
+		start=$(($(sfdisk --quiet --list --output=end disk.raw | tail -n 1) + 1))
+		printf 'start=%d, size=16, type=41092B05-9FC8-4523-994F-2DEF0408B176\n' "$start" | sfdisk --quiet --append disk.raw
+		printf '{"rootHash":"%s","signature":"%s"}' "$(cat bare.roothash)" "$(base64 --wrap=0 bare.roothash.p7s)" |
+			dd of=disk.raw bs=512 seek="$start" conv=notrunc status=none
+	}
+	`
+
 // verified returns the devices of the device mapper.
 func verified(t *testing.T) (names []string) {
 	t.Helper()
@@ -46,7 +61,7 @@ func TestVerity(t *testing.T) {
 		t.Helper()
 		must(t, "bash", "-ec", "rm -rf "+dir+"; "+verityImage, "bash", tree, dir)
 	}
-	t.Cleanup(func() { must(t, "rm", "-rf", dir) })
+	t.Cleanup(func() { must(t, "rm", "-rf", dir, "/etc/verity.d") })
 	const look = "cat /small; cat /large | wc -l"
 	before := len(loops(t))
 	for _, image := range []string{dir + "/disk.raw", dir + "/bare.raw"} {
@@ -94,9 +109,13 @@ func TestVerity(t *testing.T) {
 		"a hash of another": {"disk", "seq 1 | sha256sum | cut -d ' ' -f 1 >disk.roothash", "another image's"},
 		"a changed head":    {"disk", "printf x | dd of=disk.raw bs=1 seek=$((2048 * 512 + 40)) conv=notrunc status=none", "cannot be mounted"},
 		"its own hash":      {"disk", "cp bare.roothash disk.roothash", ""},
+		"a signature":       {"bare", "sign; trust", ""},
+		"on a partition":    {"disk", "sign; trust; partition", ""},
+		"of somebody":       {"bare", "sign", "the signature of its root hash is not good"},
+		"of somebody else":  {"disk", "sign; trust; sign; partition", "the signature of its root hash is not good"},
 	} {
 		make()
-		must(t, "bash", "-ec", "cd "+dir+"; echo x >small; "+c.damage)
+		must(t, "bash", "-ec", "cd "+dir+"; echo x >small; "+signing+c.damage)
 		o := attachTo(t, "--image="+dir+"/"+c.image+".raw", slim, "cat", "/small")
 		if c.want == "" {
 			if o.stdout != "data\n" {

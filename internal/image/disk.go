@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,10 @@ func probe(disk io.ReaderAt, size uint64) (d layout, err error) {
 	if d.root, err = rootOf(table); err != nil {
 		return d, err
 	}
-	if d.hashes, err = hashesOf(table); err != nil {
+	if d.hashes, err = onlyOf(table, verityTypes[runtime.GOARCH]); err != nil {
+		return d, err
+	}
+	if d.signature, err = onlyOf(table, signatureTypes[runtime.GOARCH]); err != nil {
 		return d, err
 	}
 	if d.format, ok = formatOf(disk, int64(d.root.offset)); !ok {

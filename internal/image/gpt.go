@@ -28,8 +28,9 @@ type partition struct {
 // layout is where on a disk what is.
 type layout struct {
 	format
-	root   partition
-	hashes *partition // that its blocks are verified with; nil: none
+	root      partition
+	hashes    *partition // that its blocks are verified with; nil: none
+	signature *partition // of the hash of these; nil: none
 }
 
 // bytes returns a GUID in the order in which it is written.
@@ -52,6 +53,11 @@ var (
 		"amd64":   newGUID(0x2c7357ed, 0xebd2, 0x46d9, 0xaec1, 0x23d437ec2bf5),
 		"arm64":   newGUID(0xdf3300ce, 0xd69f, 0x4c92, 0x978c, 0x9bfb0f38d820),
 		"riscv64": newGUID(0xb6ed5582, 0x440b, 0x4209, 0xb8da, 0x5ff7c419ea3d),
+	}
+	signatureTypes = map[string]guid{ // of who says so
+		"amd64":   newGUID(0x41092b05, 0x9fc8, 0x4523, 0x994f, 0x2def0408b176),
+		"arm64":   newGUID(0x6db69de6, 0x29f4, 0x4758, 0xa7a5, 0x962190f00ce3),
+		"riscv64": newGUID(0xefe0f087, 0xea8d, 0x4469, 0x821a, 0x4c2a96a8386a),
 	}
 	usrTypes = map[string]guid{
 		"amd64":   newGUID(0x8484680c, 0x9521, 0x48c6, 0x9c11, 0xb0720656f69e),
@@ -156,12 +162,12 @@ func rootOf(list []partition) (partition, error) {
 	return partition{}, fmt.Errorf("%d of its partitions may be the root file system", len(generic))
 }
 
-// hashesOf returns the partition with what the root file system is verified with, nil if there is none.
-func hashesOf(list []partition) (found *partition, err error) {
+// onlyOf returns the partition of a type, nil if there is none.
+func onlyOf(list []partition, kind guid) (found *partition, err error) {
 	for i := range list {
-		if p := &list[i]; p.kind == verityTypes[runtime.GOARCH] && p.flags&noAuto == 0 {
+		if p := &list[i]; p.kind == kind && p.flags&noAuto == 0 {
 			if found != nil {
-				return nil, errors.New("it has more than one partition with verity data")
+				return nil, errors.New("it has more than one partition with verity data, or with its signature")
 			}
 			found = p
 		}

@@ -25,12 +25,14 @@ type verity struct {
 	file *os.File // with the hashes; owned, unless it is the image
 	part span     // where they are in it
 	root []byte   // the hash of all of them
+	// Who has made it says so (PKCS #7); nil: nobody does.
+	signature []byte
 	superblock
 }
 
 // findVerity returns what an image is verified with; nil: it has nothing of the kind. As for systemd-dissect(1), hashes are on a partition of
 // their own, or beside the image, in IMAGE.verity, where ".raw" is not counted. The root hash is in IMAGE.roothash, or it is told by the ids of
-// the partitions. Signatures of root hashes are not looked at.
+// the partitions. Its signature is in IMAGE.roothash.p7s, or on a further partition.
 func findVerity(i *Image, file *os.File, d layout, opener ns.Identity) (*verity, error) {
 	told, err := tellRoot(i, opener)
 	if err != nil {
@@ -56,6 +58,8 @@ func findVerity(i *Image, file *os.File, d layout, opener ns.Identity) (*verity,
 			return nil, err
 		}
 		v.part = span{0, uint64(size)}
+	case d.signature != nil:
+		return nil, errors.New("it has a signature, and no verity data that it is of")
 	default:
 		return nil, nil
 	}
@@ -64,8 +68,13 @@ func findVerity(i *Image, file *os.File, d layout, opener ns.Identity) (*verity,
 		v.superblock, err = parseSuperblock(b, d.root.size)
 	}
 	if err != nil {
+		err = fmt.Errorf("its verity data: %w", err)
+	} else {
+		v.signature, err = findSignature(i, file, v.root, d.signature, opener)
+	}
+	if err != nil {
 		v.close(file)
-		return nil, fmt.Errorf("its verity data: %w", err)
+		return nil, err
 	}
 	return v, nil
 }
@@ -174,5 +183,9 @@ func (v *verity) attach(data *os.File, path string) (*os.File, error) {
 	}
 	// While there is a device by this name, it has these two open, and they are what they were.
 	name := fmt.Sprintf("cntr-%.64x-%d-%d", v.root[:min(len(v.root), 32)], unix.Minor(of[0].Rdev), unix.Minor(of[1].Rdev))
-	return mapDevice(name, "verity", v.blocks*uint64(v.dataBlock), v.table(of[0].Rdev, of[1].Rdev))
+	size, table := v.blocks*uint64(v.dataBlock), v.table(of[0].Rdev, of[1].Rdev)
+	if v.signature != nil {
+		return v.attachSigned(name, table, size)
+	}
+	return mapDevice(name, "verity", size, table)
 }

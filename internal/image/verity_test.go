@@ -93,31 +93,39 @@ func TestFindVerity(t *testing.T) {
 		t.Fatal(err)
 	}
 	list[0].id, list[1].id = newGUID(0x01234567, 0x89ab, 0xcdef, 0x0123, 0x456789abcdef), newGUID(0x01234567, 0x89ab, 0xcdef, 0x0123, 0x456789abcdef)
-	hashes, err := hashesOf(list)
+	hashes, err := onlyOf(list, verityTypes[runtime.GOARCH])
 	if err != nil || hashes == nil {
 		t.Fatal(hashes, err)
 	}
-	if _, err := hashesOf(append(list, list[1])); err == nil {
+	if _, err := onlyOf(append(list, list[1]), list[1].kind); err == nil {
 		t.Error("of two partitions with hashes one is taken")
 	}
 	b := verityBlock("sha256", 512, 512, 1000, "")
 	copy(d[40*512:], b[:])
+	signed := partition{span: span{200 * 512, 1024}}
+	copy(d[200*512:], signaturePartition(sum, []byte("signature")))
 	for what, c := range map[string]struct {
 		layout
 		beside map[string]string
 		wrong  string // "none": nothing to verify with
 	}{
-		"ids":                     {layout{root: list[0], hashes: hashes}, nil, ""},
-		"nothing":                 {layout{root: list[0]}, nil, "none"},
-		"ids and a hash":          {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": sum + "\n"}, ""},
-		"another's hash":          {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": strings.Repeat("0", 64)}, "another image's"},
-		"a short hash":            {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": "01"}, "another image's"},
-		"no hash":                 {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": "x"}, "no root hash"},
-		"an empty hash":           {layout{root: list[0]}, map[string]string{"roothash": ""}, "no root hash"},
-		"files":                   {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": string(b[:])}, ""},
-		"a hash of nothing":       {layout{root: list[0]}, map[string]string{"roothash": sum}, "no verity data"},
-		"hashes that are none":    {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": strings.Repeat("x", 512)}, "its verity data"},
-		"hashes that are cut off": {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": "verity"}, "its verity data"},
+		"ids":                      {layout{root: list[0], hashes: hashes}, nil, ""},
+		"nothing":                  {layout{root: list[0]}, nil, "none"},
+		"ids and a hash":           {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": sum + "\n"}, ""},
+		"another's hash":           {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": strings.Repeat("0", 64)}, "another image's"},
+		"a short hash":             {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": "01"}, "another image's"},
+		"no hash":                  {layout{root: list[0], hashes: hashes}, map[string]string{"roothash": "x"}, "no root hash"},
+		"an empty hash":            {layout{root: list[0]}, map[string]string{"roothash": ""}, "no root hash"},
+		"files":                    {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": string(b[:])}, ""},
+		"a hash of nothing":        {layout{root: list[0]}, map[string]string{"roothash": sum}, "no verity data"},
+		"hashes that are none":     {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": strings.Repeat("x", 512)}, "its verity data"},
+		"hashes that are cut off":  {layout{root: list[0]}, map[string]string{"roothash": sum, "verity": "verity"}, "its verity data"},
+		"a signature":              {layout{root: list[0], hashes: hashes, signature: &signed}, nil, ""},
+		"a signature beside it":    {layout{root: list[0], hashes: hashes}, map[string]string{"roothash.p7s": "signature"}, ""},
+		"two signatures":           {layout{root: list[0], hashes: hashes, signature: hashes}, map[string]string{"roothash.p7s": "signature"}, ""},
+		"a signature that is none": {layout{root: list[0], hashes: hashes, signature: hashes}, nil, "its partition with a signature"},
+		"a long signature":         {layout{root: list[0], hashes: hashes, signature: &partition{span: span{0, 1 << 40}}}, nil, "1099511627776 bytes"},
+		"a signature of nothing":   {layout{root: list[0], signature: &signed}, nil, "no verity data"},
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "image.raw")
@@ -143,7 +151,7 @@ func TestFindVerity(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.wrong) {
 				t.Errorf("%s: %v, want %q", what, err, c.wrong)
 			}
-		case err != nil || !bytes.Equal(v.root, root) || v.blocks != 1000:
+		case err != nil || !bytes.Equal(v.root, root) || v.blocks != 1000 || strings.Contains(what, "signature") != (string(v.signature) == "signature"):
 			t.Errorf("%s: %+v, %v", what, v, err)
 		default:
 			v.close(file)

@@ -24,7 +24,7 @@ var vmRecipe = recipe{
 		"systemd", "systemd-sysv", "libpam-systemd", "systemd-container", "dbus", "dbus-bin", "polkitd",
 		"lxc", "fuse3", "kmod", "iproute2", "util-linux", "e2fsprogs", "udev",
 		"linux-image-cloud-amd64", "initramfs-tools", "zstd", "apparmor", "selinux-policy-default", "policycoreutils",
-		"docker.io", "docker-cli", "bpftrace", "cryptsetup-bin", "fdisk", "squashfs-tools",
+		"docker.io", "docker-cli", "bpftrace", "cryptsetup-bin", "fdisk", "openssl", "squashfs-tools",
 		"bash", "bsdutils", "busybox-static", "curl", "gdb", "lsof", "procps", "psmisc", "python3", "strace", "tcpdump", "xxd",
 	},
 	Options: append(trimmed(),
