@@ -2,8 +2,6 @@ package oci
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -96,13 +94,15 @@ func (s Store) room(blobs []descriptor) error {
 			need += b.Size
 		}
 	}
-	entries, err := os.ReadDir(filepath.Join(s.Path, "blobs/sha256"))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			have += info.Size()
+	for _, dir := range blobDirs {
+		entries, err := os.ReadDir(filepath.Join(s.Path, dir))
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil {
+				have += info.Size()
+			}
 		}
 	}
 	free, all := int64(st.Bavail)*st.Frsize, int64(st.Blocks)*st.Frsize
@@ -134,7 +134,7 @@ func (b *fetch) run(ctx context.Context) error {
 		return err
 	}
 	defer f.Close()
-	sum := sha256.New()
+	sum := b.Digest.sum()
 	at, err := io.Copy(sum, io.LimitReader(f, b.Size))
 	if err != nil {
 		return err
@@ -159,9 +159,9 @@ func (b *fetch) run(ctx context.Context) error {
 		case <-time.After(time.Duration(failed) * 300 * time.Millisecond):
 		}
 	}
-	if got := Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))); got != b.Digest {
+	if err := b.Digest.compare(sum); err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("its digest is not %s but %s", b.Digest, got)
+		return fmt.Errorf("its digest %w", err)
 	}
 	return b.store.place(f, name)
 }

@@ -194,14 +194,14 @@ func TestHostileImages(t *testing.T) {
 			l.image([]Digest{id}, []any{l.blob(append(bytes.Clone(good), 1))})
 		}, "the digest of the tar file"},
 		"a layer that is not there": {func(l laid) { l.image([]Digest{id}, []any{map[string]any{"digest": other}}) }, "no such file"},
-		"a layer outside":           {func(l laid) { l.image([]Digest{id}, []any{map[string]any{"digest": "sha256:../../../etc/passwd"}}) }, "no sha256 digest"},
+		"a layer outside":           {func(l laid) { l.image([]Digest{id}, []any{map[string]any{"digest": "sha256:../../../etc/passwd"}}) }, "no sha256 or sha512 digest"},
 		"fewer layers":              {func(l laid) { l.image([]Digest{id, id}, []any{l.blob(good)}) }, "layers"},
 		"more layers":               {func(l laid) { l.image(nil, []any{l.blob(good)}) }, "layers"},
 		"too many layers": {func(l laid) {
 			d := l.blob(good)
 			l.image(slices.Repeat([]Digest{id}, maxLayers+1), slices.Repeat([]any{d}, maxLayers+1))
 		}, "layers"},
-		"a diff id that is none": {func(l laid) { l.image([]Digest{"sha256:x"}, []any{l.blob(good)}) }, "no sha256 digest"},
+		"a diff id that is none": {func(l laid) { l.image([]Digest{"sha256:x"}, []any{l.blob(good)}) }, "no sha256 or sha512 digest"},
 		"xz":                     {func(l laid) { l.image([]Digest{id}, []any{l.blob([]byte("\xfd7zXZ\x00xxxxxx"))}) }, "something else than gzip or zstd"},
 		"gzip, cut short":        {func(l laid) { z := packed(t, "gzip", good); l.image([]Digest{id}, []any{l.blob(z[:len(z)-9])}) }, "EOF"},
 		"gzip, damaged":          {func(l laid) { z := packed(t, "gzip", good); z[len(z)-5] ^= 1; l.image([]Digest{id}, []any{l.blob(z)}) }, "gzip"},
@@ -224,7 +224,7 @@ func TestHostileImages(t *testing.T) {
 					l.write("blobs/sha256/"+e.Name(), []byte(`{}`))
 				}
 			}
-		}, "its digest is another"},
+		}, "its digest is not"},
 		"an index that is too long": {func(l laid) { l.write("index.json", make([]byte, maxDocument+1)) }, "more than"},
 		"indexes that are too deep": {func(l laid) {
 			d := map[string]any{"digest": other}

@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha512"
+	"encoding/hex"
 	"fmt"
 	"math/rand"
 	"os"
@@ -72,6 +74,46 @@ func TestLayersAreMerged(t *testing.T) {
 	} {
 		i := layout(t, "gzip", lower, tarOf(t, c.upper...)).must(cache(t))
 		t.Run(what, func(t *testing.T) { want(t, i, c.want) })
+	}
+}
+
+// Digests may be of either algorithm, and of a layer and of what is in it of different ones.
+func TestLongDigests(t *testing.T) {
+	long := func(data []byte) Digest {
+		sum := sha512.Sum512(data)
+		return Digest("sha512:" + hex.EncodeToString(sum[:]))
+	}
+	data := tarOf(t, file("f", noise(1, 2*frameSize)))
+	for _, how := range []string{"plain", "gzip"} {
+		stored := packed(t, how, data)
+		for _, blob := range []Digest{digestOf(stored), long(stored)} {
+			for _, id := range []Digest{digestOf(data), long(data)} {
+				l := laid{t, t.TempDir()}
+				l.write(blobName(blob), stored)
+				l.image([]Digest{id}, []any{map[string]any{"digest": blob, "size": len(stored)}})
+				want(t, l.must(cache(t)), map[string]string{"f": noise(1, 2*frameSize)})
+				source, err := OpenSource(Layout, l.path, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				s := Store{t.TempDir()}
+				if err := s.Import(t.Context(), "long", "here", source, func(_, _ int64) {}); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := os.Stat(filepath.Join(s.Path, blobName(blob))); err != nil {
+					t.Error(err)
+				}
+				l.write(blobName(blob), append(stored, 0))
+				if _, err := l.load(cache(t)); err == nil || !strings.Contains(err.Error(), string(blob)) && how == "plain" {
+					t.Errorf("%s, %s, %s, with a byte more: %v", how, blob, id, err)
+				}
+				l.image([]Digest{long([]byte("x"))}, []any{map[string]any{"digest": blob, "size": len(stored)}})
+				l.write(blobName(blob), stored)
+				if _, err := l.load(cache(t)); err == nil || !strings.Contains(err.Error(), "the tar file in it is not sha512:") {
+					t.Errorf("%s, %s, of something else: %v", how, blob, err)
+				}
+			}
+		}
 	}
 }
 
@@ -222,8 +264,8 @@ func TestArchives(t *testing.T) {
 func TestChoice(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"manifests":[]}`:                                                              "no image for linux/",
-		`{"manifests":[{"digest":"x"}]}`:                                                "no sha256 digest",
-		`{"manifests":[{"digest":"sha256:../../x"}]}`:                                   "no sha256 digest",
+		`{"manifests":[{"digest":"x"}]}`:                                                "no sha256 or sha512 digest",
+		`{"manifests":[{"digest":"sha256:../../x"}]}`:                                   "no sha256 or sha512 digest",
 		`{"manifests":[{"digest":"a"},{"digest":"b"}]}`:                                 "several images",
 		`{"manifests":[{"digest":"a","platform":{"os":"plan9","architecture":"386"}}]}`: "no image for linux/",
 		`[]`: "manifest",

@@ -2,10 +2,11 @@ package oci
 
 import (
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"hash"
 	"runtime"
 	"strings"
 )
@@ -23,18 +24,40 @@ func IsKind(kind string) bool { return kind == Layout || kind == Archive || kind
 // Registry is what the name of an image in a registry begins with.
 const Registry = "docker://"
 
-// Digest is the name of a blob: "sha256:" and 64 hexadecimal digits.
+// Digest is the name of a blob: an algorithm, a colon, and hexadecimal digits.
 type Digest string
 
+// algorithms are those that the specification has (descriptor.md).
+var algorithms = map[string]func() hash.Hash{"sha256": sha256.New, "sha512": sha512.New}
+
 func (d Digest) check() error {
-	hex, ok := strings.CutPrefix(string(d), "sha256:")
-	if !ok || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != "" {
-		return fmt.Errorf("%q is no sha256 digest", string(d))
+	algorithm, digits, _ := strings.Cut(string(d), ":")
+	if sum := algorithms[algorithm]; sum == nil || len(digits) != 2*sum().Size() || strings.Trim(digits, "0123456789abcdef") != "" {
+		return fmt.Errorf("%q is no sha256 or sha512 digest", string(d))
 	}
 	return nil
 }
 
-func (d Digest) hex() string { return strings.TrimPrefix(string(d), "sha256:") }
+func (d Digest) algorithm() string {
+	algorithm, _, _ := strings.Cut(string(d), ":")
+	return algorithm
+}
+
+func (d Digest) hex() string {
+	_, digits, _ := strings.Cut(string(d), ":")
+	return digits
+}
+
+// sum returns what computes a digest to be compared with this one. It has passed check.
+func (d Digest) sum() hash.Hash { return algorithms[d.algorithm()]() }
+
+// compare compares with what was computed.
+func (d Digest) compare(sum hash.Hash) error {
+	if got := Digest(d.algorithm() + ":" + hex.EncodeToString(sum.Sum(nil))); got != d {
+		return fmt.Errorf("is not %s but %s", d, got)
+	}
+	return nil
+}
 
 func digestOf(data []byte) Digest {
 	sum := sha256.Sum256(data)
@@ -160,15 +183,17 @@ func (m *manifest) choose(tag string, first bool) (*descriptor, error) {
 	return nil, fmt.Errorf("it has no image for linux/%s", runtime.GOARCH)
 }
 
-func blobName(d Digest) string { return "blobs/sha256/" + d.hex() }
+func blobName(d Digest) string { return "blobs/" + d.algorithm() + "/" + d.hex() }
 
 // Verify checks that data is what has the digest.
 func (d Digest) Verify(data []byte) error {
 	if err := d.check(); err != nil {
 		return err
 	}
-	if got := digestOf(data); got != d {
-		return fmt.Errorf("its digest is not %s but %s", d, got)
+	sum := d.sum()
+	sum.Write(data)
+	if err := d.compare(sum); err != nil {
+		return fmt.Errorf("its digest %w", err)
 	}
 	return nil
 }
@@ -184,13 +209,10 @@ func verified(f files, d Digest) ([]byte, error) {
 	}
 	defer b.Close()
 	data, err := b.document()
-	if err == nil && digestOf(data) != d {
-		err = errors.New("its digest is another")
-	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d, err)
 	}
-	return data, nil
+	return data, d.Verify(data)
 }
 
 func describe(f files, m *manifest) (*description, error) {

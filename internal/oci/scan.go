@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -44,8 +43,6 @@ func into(sum hash.Hash) func(io.Reader) error {
 		return err
 	}
 }
-
-func digestIn(sum hash.Hash) Digest { return Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))) }
 
 // decompress returns what a layer has in it, told by how it begins, and whether it was compressed.
 func decompress(r io.Reader) (plain io.ReadCloser, packed bool, err error) {
@@ -137,8 +134,11 @@ func (b *budget) take(e *entry) error {
 // to be made of it, at once: nothing takes longer than what takes longest, which is to decompress.
 func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
 	x := &index{}
-	stored := sha256.New()
-	tarred := stored // if that is the same
+	tarred := l.diffID.sum()
+	stored := tarred // if that is the same
+	if l.blob != "" {
+		stored = l.blob.sum()
+	}
 	err := tee(b.reader(), into(stored), func(r io.Reader) error {
 		plain, packed, err := decompress(r)
 		if err != nil {
@@ -146,23 +146,29 @@ func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
 		}
 		defer plain.Close()
 		in := &counter{Reader: plain, max: min(maxBytes, b.size*maxRatio+ratioSlack)}
-		if !packed {
-			return x.read(in, left)
+		read := func(r io.Reader) error { return x.read(r, left) }
+		if !packed && (l.blob == "" || l.blob.algorithm() == l.diffID.algorithm()) {
+			tarred = stored
+			return read(in)
 		}
-		tarred = sha256.New()
+		if !packed {
+			return tee(in, into(tarred), read)
+		}
 		f := newFramer(data)
-		err = tee(in, into(tarred), f.copy, func(r io.Reader) error { return x.read(r, left) })
+		err = tee(in, into(tarred), f.copy, read)
 		x.frames = append(f.frames, f.next)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if got := digestIn(stored); l.blob != "" && got != l.blob {
-		return nil, fmt.Errorf("its digest is not %s but %s", l.blob, got)
+	if l.blob != "" {
+		if err := l.blob.compare(stored); err != nil {
+			return nil, fmt.Errorf("its digest %w", err)
+		}
 	}
-	if got := digestIn(tarred); got != l.diffID {
-		return nil, fmt.Errorf("the digest of the tar file in it is not %s but %s", l.diffID, got)
+	if err := l.diffID.compare(tarred); err != nil {
+		return nil, fmt.Errorf("the digest of the tar file in it %w", err)
 	}
 	return x, nil
 }

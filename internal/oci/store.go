@@ -106,6 +106,9 @@ func (s Store) index() (*layoutIndex, error) {
 	return index, nil
 }
 
+// blobDirs are where the blobs of a store are.
+var blobDirs = []string{"blobs/sha256", "blobs/sha512"}
+
 // ErrBusy is the error of who would change a store while another process does.
 var ErrBusy = errors.New("another import or removal is at work")
 
@@ -115,7 +118,7 @@ func (s Store) change(f func(*layoutIndex) error) error {
 	if s.Path == SystemStore {
 		mode = 0o755
 	}
-	for _, dir := range []string{"blobs/sha256", "partial"} {
+	for _, dir := range slices.Concat(blobDirs, []string{"partial"}) {
 		if err := os.MkdirAll(filepath.Join(s.Path, dir), mode); err != nil {
 			return err
 		}
@@ -198,7 +201,7 @@ func (s Store) sweep(index *layoutIndex, wanted ...descriptor) error {
 			keep[b.Digest.hex()] = true
 		}
 	}
-	for _, dir := range []string{"blobs/sha256", "partial"} {
+	for _, dir := range slices.Concat(blobDirs, []string{"partial"}) {
 		entries, err := os.ReadDir(filepath.Join(s.Path, dir))
 		if err != nil {
 			return err

@@ -175,7 +175,7 @@ func TestImportsThatFail(t *testing.T) {
 	huge.image([]Digest{digestOf(good)}, []any{map[string]any{"digest": digestOf(good), "size": int64(maxBytes)}})
 	odd := laid{t, t.TempDir()}
 	odd.image([]Digest{digestOf(good)}, []any{map[string]any{"digest": "sha256:../../x", "size": 1}})
-	for want, l := range map[string]laid{"its digest is not": lies, "unexpected EOF": short, "no room": huge, "no sha256 digest": odd} {
+	for want, l := range map[string]laid{"its digest is not": lies, "unexpected EOF": short, "no room": huge, "no sha256 or sha512 digest": odd} {
 		s := Store{t.TempDir()}
 		if err := s.Import(ctx, "a", "", l.source(), silent); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
