@@ -61,7 +61,11 @@ func Default(ref string) (string, error) {
 }
 
 func parse(ref string, options ...name.Option) (name.Reference, error) {
-	r, err := name.ParseReference(strings.TrimPrefix(ref, oci.Registry), options...)
+	ref = strings.TrimPrefix(ref, oci.Registry)
+	if strings.HasPrefix(ref, "localhost/") { // which the library takes for somebody's repository at docker.io
+		return nil, fmt.Errorf("%q is in no registry: one of this host is named with its port, localhost:443; what podman calls so is saved by podman save", ref)
+	}
+	r, err := name.ParseReference(ref, options...)
 	if err == nil && slices.ContainsFunc(strings.Split(r.Context().RepositoryStr(), "/"), func(part string) bool {
 		return part == "" || part == "." || part == ".."
 	}) {

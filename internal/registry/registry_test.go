@@ -29,7 +29,7 @@ func TestDefaultNames(t *testing.T) {
 			t.Errorf("%s: %q, %v", ref, got, err)
 		}
 	}
-	for _, ref := range []string{"docker://", "docker://UPPER/x", "docker://a/../b", "docker:////", "docker://a/./b", "docker://a//b", "docker://a b", "docker://x@sha256:0"} {
+	for _, ref := range []string{"docker://", "docker://UPPER/x", "docker://a/../b", "docker:////", "docker://a/./b", "docker://a//b", "docker://a b", "docker://x@sha256:0", "docker://localhost/x"} {
 		if got, err := Default(ref); err == nil {
 			t.Errorf("%s: %q", ref, got)
 		}
