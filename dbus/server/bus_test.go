@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
-	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/bus"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/image"
@@ -183,7 +182,7 @@ func (s *sessions) Standing(*machine.Machine) (session.Standing, error) {
 	return session.Standing{}, nil
 }
 
-func (s *sessions) Transport(*session.Session) fuse.Transport { return fuse.Device }
+func (s *sessions) Transport(*session.Session) string { return "/dev/fuse" }
 
 func (s *sessions) Usage(*session.Session) status.Usage { return status.Usage{CPUNSec: 7} }
 

@@ -6,7 +6,6 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
-	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/status"
 )
 
@@ -46,7 +45,7 @@ func (e *entry) state() string {
 
 func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 	usage := status.Usage{CPUNSec: status.Unknown, MemoryCurrent: status.Unknown, MemoryPeak: status.Unknown}
-	transport := fuse.Transport("")
+	transport := ""
 	if e.hold() {
 		usage = s.Sessions.Usage(e.Session)
 		transport = s.Sessions.Transport(e.Session)
@@ -65,7 +64,7 @@ func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 		"Writable":      e.Writable,
 		"Terminal":      e.TTY,
 		"Image":         clean(e.Image),
-		"Transport":     string(transport),
+		"Transport":     transport,
 		"CPUUsageNSec":  usage.CPUNSec,
 		"MemoryCurrent": usage.MemoryCurrent,
 		"MemoryPeak":    usage.MemoryPeak,

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/dbus"
-	"github.com/cntr-attach/cntr-attach/fuse"
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 	"github.com/cntr-attach/cntr-attach/internal/image"
 	"github.com/cntr-attach/cntr-attach/internal/machine"
@@ -46,7 +45,7 @@ type Sessions interface {
 	Kill(*session.Session, unix.Signal) error
 	Standing(*machine.Machine) (session.Standing, error)
 	Usage(*session.Session) status.Usage
-	Transport(*session.Session) fuse.Transport
+	Transport(*session.Session) string
 	Result(id string) status.Status // of one that has ended, once
 }
 

@@ -89,7 +89,7 @@ func inspect(pid string) *Session {
 
 // Transport says which way the requests of a session's file system come; "" if the session has just ended. A session process
 // uses io_uring for nothing else.
-func (l *Launcher) Transport(s *Session) fuse.Transport {
+func (l *Launcher) Transport(s *Session) string {
 	dir := fmt.Sprintf("/proc/%d/fd", s.PID)
 	fds, err := os.ReadDir(dir)
 	transport := fuse.Device
@@ -102,7 +102,7 @@ func (l *Launcher) Transport(s *Session) fuse.Transport {
 	if err != nil || !s.Process.Alive() { // the number may be another's
 		return ""
 	}
-	return transport
+	return string(transport)
 }
 
 // Kill sends a signal to all that runs in a session, but not to its session process and reaper.
