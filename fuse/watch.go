@@ -21,7 +21,8 @@ import (
 //
 // An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
 // until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
-// made, and what expires does so twice, with a pause. At the very worst, an answer is believed for Options.Watch.
+// made, and what expires does so once more at once, and again in a second or two: server and client may wait that long for a CPU, the one
+// with the answer in hand, the other before it takes it in. At the very worst, an answer is believed for Options.Watch.
 //
 // What the session itself changes by way of the file system its kernel knows already, and such events are passed over: they come
 // from server threads. Not so where a directory is mounted several times: the kernel knows of the one that the session used. And a
@@ -37,10 +38,12 @@ type watcher struct {
 	rounds atomic.Uint64 // of events that were read, and were not all the session's own
 	busy   atomic.Bool   // such are being handled
 	sender atomic.Pointer[transport]
-	moved  []moved           // names to be looked up again; guarded by mu
-	again  [][]byte          // notifications to be sent once more
-	mounts map[string]string // mount points by mount number
-	points map[string]int    // mount points whose names are to expire, and how often that is still tried
+	moved  []moved                // names to be looked up again; guarded by mu
+	again  [][]byte               // notifications to be sent once more, soon
+	late   [2]map[string]struct{} // and in a second or two: those of this second, and of the one before
+	turned time.Time              // when that began
+	mounts map[string]string      // mount points by mount number
+	points map[string]int         // mount points whose names are to expire, and how often that is still tried
 }
 
 // watched is what there is to know of a watched directory.
@@ -73,7 +76,8 @@ type belief uint64
 const (
 	maxWatched = 1 << 13 // directories; the kernel keeps each in memory
 	roundGap   = 1       // milliseconds between rounds: a file that is written all the time must not cost a CPU. The kernel merges its events
-	expireGap  = 10      // milliseconds until what expired does so once more
+	expireGap  = 10      // milliseconds until what expired does so once more,
+	lateGap    = 1000    // and at least until it does so for the last time
 	maxEvents  = 100     // of a directory in a second, or it is given up
 	maxMisses  = 1 << 10 // in a directory
 
@@ -89,7 +93,10 @@ const (
 // newWatcher returns a watcher, which watches nothing where fanotify is not to be had: it needs Linux 5.17, CAP_SYS_ADMIN,
 // and one of fs.fanotify.max_user_groups.
 func newWatcher(wanted bool) *watcher {
-	w := &watcher{group: -1, wakes: -1, dirs: make(map[string][]*inode), points: make(map[string]int)}
+	w := &watcher{
+		group: -1, wakes: -1, dirs: make(map[string][]*inode), points: make(map[string]int),
+		late: [2]map[string]struct{}{{}, {}}, turned: time.Now(),
+	}
 	if !wanted {
 		return w
 	}
@@ -238,11 +245,7 @@ func (fs *tree) watch() {
 		w.sender.Store(nil) // nothing is believed
 	}
 	for {
-		wait := -1
-		if len(w.again) > 0 || len(w.points) > 0 {
-			wait = expireGap
-		}
-		n, err := unix.Poll(fds, wait)
+		n, err := unix.Poll(fds, w.pause())
 		if err == unix.EINTR || err == unix.ENOMEM {
 			continue
 		}
@@ -271,15 +274,41 @@ func (fs *tree) watch() {
 		}
 		for _, m := range last {
 			w.send(m)
+			w.late[0][string(m)] = struct{}{}
 		}
 		for _, m := range w.again {
 			w.send(m)
 		}
+		w.sendLate()
 		w.busy.Store(false)
 		if fds[1].Revents != 0 {
 			_, _ = unix.Poll(fds[:1], roundGap)
 		}
 	}
+}
+
+// pause is how many milliseconds may pass if nothing happens; -1: any number.
+func (w *watcher) pause() int {
+	switch {
+	case len(w.again) > 0 || len(w.points) > 0:
+		return expireGap
+	case len(w.late[0])+len(w.late[1]) > 0:
+		return lateGap
+	}
+	return -1
+}
+
+// sendLate sends the notifications that are due for the last time.
+func (w *watcher) sendLate() {
+	now := time.Now()
+	if now.Sub(w.turned) < lateGap*time.Millisecond {
+		return
+	}
+	for m := range w.late[1] {
+		w.send([]byte(m))
+	}
+	w.late = [2]map[string]struct{}{{}, w.late[0]}
+	w.turned = now
 }
 
 // send sends a notification. The kernel refuses those of inodes that it does not know, or has forgotten (ENOENT).

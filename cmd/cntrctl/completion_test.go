@@ -53,8 +53,24 @@ func (p *typist) complete(line, after, want string) {
 		p.tmux("send-keys", "-l", after)
 	}
 	p.see("> " + want)
-	p.tmux("send-keys", "C-c")
-	p.tmux("send-keys", "C-l")
+	p.clear()
+}
+
+// clear empties the line and the screen. A key is lost if the shell runs a program just then, for its completions or its prompt: the terminal
+// is that program's meanwhile. So it is pressed again, as people do.
+func (p *typist) clear() {
+	p.Helper()
+	text := ""
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		p.tmux("send-keys", "C-c")
+		p.tmux("send-keys", "C-l")
+		for again := time.Now().Add(2 * time.Second); time.Now().Before(again); {
+			if text = strings.TrimSpace(p.tmux("capture-pane", "-p", "-J")); text == "here>" {
+				return
+			}
+		}
+	}
+	p.Fatalf("this stays:\n%s", text)
 }
 
 // allowed lets alice see what machines and sessions there are.
