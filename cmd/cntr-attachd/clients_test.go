@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -215,6 +216,16 @@ print(json.load(os.fdopen(status.take()))["exit"])
 	got := strings.ReplaceAll(must(t, "python3", script), "\r", "")
 	if want := "b c\n/tmp\n3\ntyped\n33 99\ntyped\n\n0"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// The example that the packages have does what it says.
+func TestExampleInPython(t *testing.T) {
+	for command, want := range map[string]string{"echo a; exit 3": "a: exit status 3", "echo b; kill -9 $$": "b: exit status 137"} {
+		out, err := exec.CommandContext(bounded(t), "python3", "../../packaging/examples/attach.py", "debu", "sh", "-c", command).CombinedOutput()
+		if got := fmt.Sprintf("%s: %v", bytes.TrimSpace(out), err); got != want {
+			t.Errorf("%q: got %q, want %q", command, got, want)
+		}
 	}
 }
 

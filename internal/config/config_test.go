@@ -85,6 +85,27 @@ MachineImage=docker:plain host
 	}
 }
 
+// The example that the packages have says what its comments say.
+func TestExample(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/examples/attach.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(lay(t, map[string]string{"etc/cntr/attach.conf": string(text)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Unknown) > 0 {
+		t.Errorf("settings that are not known: %q", c.Unknown)
+	}
+	for machine, want := range map[string]string{"nspawn:web": "/srv/tools.raw", "docker:web": "docker:toolbox", "docker:build-1": "host"} {
+		kind, name, _ := strings.Cut(machine, ":")
+		if got := c.Image(kind, name); got != want {
+			t.Errorf("%s: %q, want %q", machine, got, want)
+		}
+	}
+}
+
 func TestUnknownSettingsAreToldAndLeft(t *testing.T) {
 	c, err := Load(lay(t, map[string]string{"etc/cntr/attach.conf": "[Attach]\nImages=x\nImage=y\n[Service]\nUser=me\n"}))
 	if err != nil || len(c.Unknown) != 2 || c.Image("nspawn", "web") != "y" {
