@@ -37,11 +37,11 @@ func build(ctx context.Context, recipes []recipe, say func(string, ...any)) (str
 	if os.Chtimes(done, now, now) == nil {
 		return done, nil
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"))
+	held, err := lock(ctx, filepath.Join(cache, "lock"))
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	defer held.Close()
 
 	if os.Chtimes(done, now, now) == nil {
 		return done, nil
@@ -61,7 +61,7 @@ func build(ctx context.Context, recipes []recipe, say func(string, ...any)) (str
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			errs[i] = mmdebstrap(ctx, r, aptopts, filepath.Join(temp, r.Name), from)
+			errs[i] = mmdebstrap(ctx, r, aptopts, filepath.Join(temp, r.Name), from, held)
 		}()
 	}
 	wg.Wait()
@@ -73,9 +73,10 @@ func build(ctx context.Context, recipes []recipe, say func(string, ...any)) (str
 	return done, os.Rename(temp, done)
 }
 
-// mmdebstrap makes one tree.
-func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from string) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+// mmdebstrap makes one tree. It holds the lock on the cache, too: after a failure, and if this process is killed, it removes what it has
+// made, and only then may others remove and build.
+func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from string, held *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Minute) // a minute or two, but for a computer with ten others at work
 	defer cancel()
 	args := append([]string{"--mode=root", "--format=directory", "--include=" + strings.Join(r.Packages, ",")}, aptopts...)
 	args = append(args, r.Options...)
@@ -88,6 +89,7 @@ func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from strin
 	args = append(append(args, suite, dir), sources...)
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	cmd.ExtraFiles = []*os.File{held}
 	// It cleans up after itself if it is asked to stop, also if this process is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

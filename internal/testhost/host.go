@@ -67,11 +67,11 @@ func (h *Host) Running() bool { return h.state.Leader.alive() }
 // Up boots the test host, with its machines, for the source tree repo. One that already runs for it is
 // left as it is.
 func (h *Host) Up(ctx context.Context, repo string) error {
-	unlock, err := lock(ctx, filepath.Join(h.dir, "lock"))
+	held, err := lock(ctx, filepath.Join(h.dir, "lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer held.Close()
 	if err := h.load(); err != nil {
 		return err
 	}
@@ -121,11 +121,11 @@ func (h *Host) boot(ctx context.Context, repo string) error {
 
 // Down ends the test host and removes all that there is of it. It is no error if there is none.
 func (h *Host) Down(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(h.dir, "lock"))
+	held, err := lock(ctx, filepath.Join(h.dir, "lock"))
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer held.Close()
 	if err := h.load(); err != nil {
 		return err
 	}

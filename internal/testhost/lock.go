@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock waits for an exclusive lock on a file, which it makes if need be, and returns what releases it.
-// The kernel releases it when the process ends, whatever happens.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+// lock waits for an exclusive lock on a file, which it makes if need be. The lock is held until the file that it returns is closed, here and
+// in every process that has inherited it; the kernel closes it when a process ends, whatever happens.
+func lock(ctx context.Context, path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock: %w", err)
@@ -22,7 +22,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		return func() { _ = f.Close() }, nil
+		return f, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for %s, which another run holds: %w", path, ctx.Err())
 	}

@@ -55,11 +55,11 @@ func (h *Host) VM(ctx context.Context, repo string, options VMOptions, args []st
 		}
 		tests = append(tests, vmTest{"./" + filepath.Clean(pkg), pattern})
 	}
-	unlock, err := lock(ctx, filepath.Join(h.dir, "vm.lock"))
+	held, err := lock(ctx, filepath.Join(h.dir, "vm.lock"))
 	if err != nil {
 		return 0, err
 	}
-	defer unlock()
+	defer held.Close()
 	begin := time.Now()
 	cached, err := build(ctx, vmRecipes, h.Log)
 	if err != nil {
