@@ -88,6 +88,13 @@ func (f *framer) copy(r io.Reader) error {
 func (f *framer) Write(p []byte) (int, error) {
 	size := len(p)
 	for len(p) > 0 {
+		if len(f.buf) == 0 && len(p) >= frameSize { // as tee has it
+			if err := f.pack(p[:frameSize]); err != nil {
+				return 0, err
+			}
+			p = p[frameSize:]
+			continue
+		}
 		n := min(len(p), frameSize-len(f.buf))
 		f.buf, p = append(f.buf, p[:n]...), p[n:]
 		if len(f.buf) == frameSize {
@@ -103,11 +110,17 @@ func (f *framer) flush() error {
 	if len(f.buf) == 0 {
 		return nil
 	}
-	packed := s2.Encode(f.packed, f.buf)
-	f.frames = append(f.frames, f.next)
-	f.next.plain += int64(len(f.buf))
-	f.next.packed += int64(len(packed))
+	err := f.pack(f.buf)
 	f.buf = f.buf[:0]
+	return err
+}
+
+// pack writes a frame.
+func (f *framer) pack(p []byte) error {
+	packed := s2.Encode(f.packed, p)
+	f.frames = append(f.frames, f.next)
+	f.next.plain += int64(len(p))
+	f.next.packed += int64(len(packed))
 	_, err := f.w.Write(packed)
 	return err
 }
