@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,16 @@ var bareImages = []struct{ title, image, kind, ref string }{
 	{"a machine", "unit:tools.service", "unshare", "pid:LEADER"},
 }
 
+// bareKinds are further machines, that the tools of one image are brought into. Incus and rootless Podman want more of a host than can be brought
+// there by copying.
+var bareKinds = []string{"nspawn-users", "nspawn-read-only", "lxc", "lxc-mapped", "docker", "podman"}
+
+// bareEngines are the packages that these machines need, and that have no tools.
+var bareEngines = []string{
+	"systemd-container", "lxc", "liblxc-common", "liblxc1t64", "docker.io", "docker-cli", "containerd", "runc", "podman", "conmon", "crun", "netavark",
+	"golang-github-containers-common", "golang-github-containers-image",
+}
+
 // A host that has no tools itself has those of an image. The test host has them all. So the test boots another host in it, which has not,
 // and runs itself there.
 func TestHostWithoutTools(t *testing.T) {
@@ -53,14 +64,17 @@ func TestHostWithoutTools(t *testing.T) {
 				}
 			}
 			s.image = []string{"--image=" + i.image}
-			mounts, members := s.state(t)
-			for _, c := range cases {
-				if s.caps&c.needs == c.needs {
-					t.Run(c.title, func(t *testing.T) { c.check(s, t) })
-				}
-			}
-			t.Run("vim", s.vim)
-			t.Run("unchanged", func(t *testing.T) { s.unchanged(t, mounts, members) })
+			s.accept(t)
+		})
+	}
+	for _, k := range kinds {
+		if !slices.Contains(bareKinds, k.kind) {
+			continue
+		}
+		t.Run(k.title, func(t *testing.T) {
+			s := newSubject(t, k.kind, "bare-"+k.kind, "slim", k.ref)
+			s.image = []string{"--image=/srv/images/squashfs.raw"}
+			s.accept(t)
 		})
 	}
 	t.Run("another libc", func(t *testing.T) {
@@ -71,6 +85,18 @@ func TestHostWithoutTools(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	})
+}
+
+// accept checks all that has to work.
+func (s *subject) accept(t *testing.T) {
+	mounts, members := s.state(t)
+	for _, c := range cases {
+		if s.caps&c.needs == c.needs {
+			t.Run(c.title, func(t *testing.T) { c.check(s, t) })
+		}
+	}
+	t.Run("vim", s.vim)
+	t.Run("unchanged", func(t *testing.T) { s.unchanged(t, mounts, members) })
 }
 
 // vim changes a file of the machine's.
@@ -94,9 +120,15 @@ func testInBareHost(t *testing.T) {
 	must(t, "sh", "-ec", `cp --archive --reflink=auto /var/lib/machines/deb "$1"
 		cp --archive --parents /usr/bin/cntr* /usr/lib/cntr-attach /usr/lib/systemd/system/*cntr* /usr/share/dbus-1/*/org.cntr.* \
 			/usr/lib/testhost/machine /var/lib/machines/slim "$1"
-		ldd /usr/lib/cntr-attach/cntr-attachd | grep -o '/[^ ]*' | while read -r f; do mkdir -p "$1${f%/*}"; cp --dereference --update=none "$f" "$1$f"; done
+		dpkg --listfiles $3 | sort -u | while read -r f; do if [ -e "$f" ]; then echo "$f"; fi; done |
+			tar --create --no-recursion --files-from=- 2>/dev/null | tar --extract --keep-directory-symlink --directory="$1"
+		cp --archive --parents /usr/bin/ip /etc/docker/daemon.json /etc/subuid /etc/subgid "$1"
+		grep ^docker: /etc/group >>"$1/etc/group"
+		{ printf "%s\n" /usr/lib/cntr-attach/cntr-attachd /usr/bin/ip; dpkg --listfiles $3 | grep -E "/s?bin/|/libexec/|/lib/.*\.so|/lib/(systemd|podman)/"; } |
+			while read -r f; do if [ -f "$f" ]; then ldd "$f" 2>/dev/null || true; fi; done |
+			grep -o "/[^ ]*\.so[^ ]*" | sort -u | while read -r f; do mkdir -p "$1${f%/*}"; cp --dereference --update=none "$f" "$1$f"; done
 		cp "$2" "$1/usr/lib/testhost/test"
-		cp --archive /var/lib/testhost/musl "$1/srv/musl"; mkdir "$1/srv/tools" "$1/srv/images"`, "sh", bareRoot, executable(t))
+		cp --archive /var/lib/testhost/musl "$1/srv/musl"; mkdir "$1/srv/tools" "$1/srv/images"`, "sh", bareRoot, executable(t), strings.Join(bareEngines, " "))
 	must(t, "systemd-run", "--quiet", "--collect", "--unit=bare", "--service-type=notify", "--property=Delegate=yes",
 		"--setenv=SYSTEMD_NSPAWN_API_VFS_WRITABLE=1", "systemd-nspawn", "--quiet", "--keep-unit", "--boot", "--notify-ready=yes",
 		"--machine=bare", "--directory="+bareRoot, "--capability=all", "--private-users=no", "--system-call-filter=@known", "--private-network",
