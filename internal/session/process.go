@@ -39,6 +39,7 @@ type process struct {
 	image    *image.Image // nil is the host
 	stdio    [3]*os.File
 	stuck    bool // a thread may hang in the kernel for as long as the machine likes
+	reserved bool // no threads may be started any more, see reserve
 	members  *members
 	tools    *image.Tree
 	tree     *tree
@@ -83,7 +84,9 @@ func Main() int {
 	// The file system's server threads are in system calls nearly all of the time. With fewer Ps than such threads the
 	// runtime's monitor takes Ps away from those that wait, every 20 µs, and they have to wait for one again before they
 	// can go on: a sixth of the time of an open and close.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), serverPs))
+	if !p.reserved {
+		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), serverPs))
+	}
 	closeAll(p.stdio[:]...) // the command's alone: their other ends see when it closes them
 	p.logStart()
 	s := p.wait(reaper, terminate)

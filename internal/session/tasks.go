@@ -58,11 +58,15 @@ const (
 	fewTasks      = 1000 // a command that means no harm can use them up
 	serverThreads = 12
 	spareThreads  = 12
+	reservedPs    = 4
 )
 
 // reserve starts the threads that the session process may need, while it still can: afterwards the command may use up what is
 // left.
 func (p *process) reserve() {
+	p.reserved = true
+	// Whatever is idle collects garbage when there is some: as many threads as there are Ps, besides those that are in system calls.
+	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), reservedPs))
 	p.fs.Reserve(serverThreads)
 	// The runtime keeps a thread whose goroutine has ended, for the next one that it has need of.
 	var started, ended sync.WaitGroup
