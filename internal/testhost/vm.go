@@ -115,8 +115,9 @@ func boot(ctx context.Context, options VMOptions, tree, image, console string) (
 	}
 	// An emulated processor with cx16 makes QEMU 7.2's kernel crash in kmalloc.
 	// There its clock is unstable, of which the kernel is told at once: when it finds out under load, it patches its code while
-	// the other processor runs it, which QEMU's emulation does not always survive.
-	accelerator, clock := []string{"-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"}, " tsc=unstable"
+	// the other processor runs it, which QEMU's emulation does not always survive. Nor does it wait for the first ticks of its timer: on
+	// a computer with much else to do they come too late, and it would give up.
+	accelerator, clock := []string{"-accel", "tcg,thread=multi", "-cpu", "Nehalem,-cx16"}, " tsc=unstable no_timer_check"
 	if hasKVM(ctx) {
 		accelerator, clock = []string{"-accel", "kvm", "-cpu", "host"}, ""
 	}
