@@ -88,7 +88,8 @@ func mmdebstrap(ctx context.Context, r recipe, aptopts []string, dir, from strin
 	}
 	args = append(append(args, suite, dir), sources...)
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	// Its scripts are for Debian's own interpreters, which may not be the first in a developer's PATH.
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	cmd.ExtraFiles = []*os.File{held}
 	// It cleans up after itself if it is asked to stop, also if this process is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
