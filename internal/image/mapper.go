@@ -59,40 +59,30 @@ func openMapped(control *os.File, name, target string, size uint64, table string
 	err := is.do(control, unix.DM_DEV_STATUS, name)
 	if err == nil && is.Flags&unix.DM_ACTIVE_PRESENT_FLAG == 0 {
 		// Somebody was killed who was making it.
-		if err := (&mapped{}).do(control, unix.DM_DEV_REMOVE, name); err != nil && !errors.Is(err, unix.ENXIO) {
+		if err := (&mapped{}).do(control, unix.DM_DEV_REMOVE, name); err != nil {
 			return nil, fmt.Errorf("removing the device %s: %w", name, err)
 		}
 		err = unix.ENXIO
 	}
-	made := errors.Is(err, unix.ENXIO)
-	if made {
+	if errors.Is(err, unix.ENXIO) {
 		is = mapped{}
-		if err = is.do(control, unix.DM_DEV_CREATE, name); err != nil {
-			err = fmt.Errorf("making the device %s: %w", name, err)
-		}
+		err = makeMapped(control, name, target, size, table, &is)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// It goes when it is closed, and that is so before it has anything open: whoever is killed here leaves nothing, or a name.
 	device, err := ns.OpenBlockDevice(unix.Major(is.Dev), unix.Minor(is.Dev))
-	if gone := remove(control, name); err == nil {
-		err = gone
-	}
-	if err == nil && made {
-		err = start(control, name, target, size, table)
-	}
-	if err != nil && device != nil {
-		_ = device.Close()
-	}
-	if err != nil {
+	if err := remove(control, name); err != nil {
+		if device != nil {
+			_ = device.Close()
+		}
 		return nil, err
 	}
-	return device, nil
+	return device, err
 }
 
-// start gives a device its table.
-func start(control *os.File, name, target string, size uint64, table string) error {
+// makeMapped makes a device, and tells its number in is.
+func makeMapped(control *os.File, name, target string, size uint64, table string, is *mapped) error {
 	load := mapped{target: unix.DmTargetSpec{Length: size / 512}}
 	load.Flags, load.Target_count = unix.DM_READONLY_FLAG, 1
 	load.target.Next = uint32(unsafe.Sizeof(load.target) + unsafe.Sizeof(load.table))
@@ -100,11 +90,15 @@ func start(control *os.File, name, target string, size uint64, table string) err
 	if copy(load.table[:len(load.table)-1], table) < len(table) {
 		return fmt.Errorf("the table of the device %s is too long", name)
 	}
-	if err := load.do(control, unix.DM_TABLE_LOAD, name); err != nil {
-		return fail.New(fail.NotSupported, "dmesg tells why; modprobe dm-verity loads what it takes", "the kernel cannot verify it: %w", err)
+	if err := (&mapped{}).do(control, unix.DM_DEV_CREATE, name); err != nil {
+		return fmt.Errorf("making the device %s: %w", name, err)
 	}
-	if err := (&mapped{}).do(control, unix.DM_DEV_SUSPEND, name); err != nil { // which resumes, without a flag
-		return fmt.Errorf("starting the device %s: %w", name, err)
+	if err := load.do(control, unix.DM_TABLE_LOAD, name); err != nil {
+		return errors.Join(fail.New(fail.NotSupported, "dmesg tells why; modprobe dm-verity loads what it takes",
+			"the kernel cannot verify it: %w", err), (&mapped{}).do(control, unix.DM_DEV_REMOVE, name))
+	}
+	if err := is.do(control, unix.DM_DEV_SUSPEND, name); err != nil { // which resumes, without a flag
+		return errors.Join(fmt.Errorf("starting the device %s: %w", name, err), (&mapped{}).do(control, unix.DM_DEV_REMOVE, name))
 	}
 	return nil
 }
