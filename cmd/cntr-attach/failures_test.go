@@ -236,7 +236,7 @@ func TestWrongUse(t *testing.T) {
 			"mount --bind /dev/null /dev/fuse && exec cntr-attach --direct slim true",
 		}, 125, []string{"FUSE", "hint: "}},
 		{"no process", []string{"cntr-attach", "pid:99999999", "true"}, 125, []string{`pid:99999999`}},
-		{"nothing", []string{"cntr-attach"}, 125, []string{"which machine?", "hint: machinectl list"}},
+		{"nothing", []string{"cntr-attach"}, 125, []string{"which machine?", "hint: cntrctl list"}},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			if test.what == "a stopped machine" {
