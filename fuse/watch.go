@@ -21,12 +21,13 @@ import (
 //
 // An answer can cross an event on its way. Of names that are looked up for the first time the kernel takes care: an expiry waits
 // until no lookup in the directory is under way. As to others: an answer is not believed for long if there were events while it was
-// made, and what expires does so once more at once, and again in a second or two: server and client may wait that long for a CPU, the one
+// made, and what expires does so once more soon, and again in a second or two: server and client may wait that long for a CPU, the one
 // with the answer in hand, the other before it takes it in. At the very worst, an answer is believed for Options.Watch.
 //
 // What the session itself changes by way of the file system its kernel knows already, and such events are passed over: they come
 // from server threads. Not so where a directory is mounted several times: the kernel knows of the one that the session used. And a
-// name that was moved takes along how long it is believed, to a directory that may not be watched: it is looked up again. Writes in passthrough are the writer's own, and treated as everybody's.
+// name that was moved takes along how long it is believed, to a directory that may not be watched: it is looked up again. Writes in
+// passthrough are the writer's own, and treated as everybody's.
 type watcher struct {
 	group int // of fanotify; -1: there is none
 	wakes int // eventfd(2)
