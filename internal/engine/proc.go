@@ -16,7 +16,17 @@ import (
 
 // running returns the processes of a name (comm). A name is a claim: anybody may take it.
 func running(ctx context.Context, comm string) ([]int, error) {
-	return machine.Processes(ctx, func(pid int) bool { return commOf(pid) == comm })
+	type names struct{}
+	byName, err := machine.Shared(ctx, names{}, func() (map[string][]int, error) {
+		byName := map[string][]int{}
+		_, err := machine.Processes(ctx, func(pid int) bool {
+			name := commOf(pid)
+			byName[name] = append(byName[name], pid)
+			return false
+		})
+		return byName, err
+	})
+	return byName[comm], err
 }
 
 // commOf returns a process's name, "" if it has ended.

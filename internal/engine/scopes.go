@@ -106,7 +106,26 @@ func (s *Scopes) List(ctx context.Context) ([]machine.Info, error) {
 
 // all returns the containers that there are.
 func (s *Scopes) all(ctx context.Context) ([]scope, error) {
+	type groups struct{}
+	all, err := machine.Shared(ctx, groups{}, func() ([]string, error) { return containerGroups(ctx) })
+	if err != nil {
+		return nil, fmt.Errorf("looking for the control groups of containers: %w", err)
+	}
 	var list []scope
+	for _, group := range all {
+		if c, ok := s.parse(group); ok {
+			list = append(list, c)
+		}
+	}
+	return list, nil
+}
+
+// containerName is what the control group of any engine's container is called.
+var containerName = pattern(`^(?:[a-z-]+-)?[0-9a-f]{64}(?:\.scope)?$`)
+
+// containerGroups returns the control groups that are called like containers.
+func containerGroups(ctx context.Context) ([]string, error) {
+	var groups []string
 	top := hierarchy()
 	err := filepath.WalkDir(top, func(dir string, d fs.DirEntry, err error) error {
 		switch {
@@ -116,14 +135,12 @@ func (s *Scopes) all(ctx context.Context) ([]scope, error) {
 			return nil // it ended meanwhile
 		case err != nil:
 			return err
-		case dir == top:
-			return nil
-		case !d.IsDir():
+		case dir == top || !d.IsDir():
 			return nil
 		}
 		group := strings.TrimPrefix(dir, top)
-		if c, ok := s.parse(group); ok {
-			list = append(list, c)
+		if containerName().MatchString(d.Name()) {
+			groups = append(groups, group)
 			return fs.SkipDir
 		}
 		if !strings.HasSuffix(group, ".slice") && !isPods(group) {
@@ -131,10 +148,7 @@ func (s *Scopes) all(ctx context.Context) ([]scope, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("looking for the control groups of containers: %w", err)
-	}
-	return list, nil
+	return groups, err
 }
 
 // hierarchy is where control groups are: the unified hierarchy, or the one that systemd uses beside others.

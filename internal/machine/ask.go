@@ -63,7 +63,7 @@ type answer[T any] struct {
 func askAll[T any](ctx context.Context, all []Resolver, wait patience,
 	question func(context.Context, Resolver) (T, error), drop func(T),
 ) []answer[T] {
-	asking, cancel := context.WithTimeout(ctx, wait.each)
+	asking, cancel := context.WithTimeout(asked(ctx), wait.each)
 	defer cancel()
 	type numbered struct {
 		answer[T]
