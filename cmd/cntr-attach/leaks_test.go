@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // census counts what sessions could leave behind.
@@ -19,6 +20,11 @@ type census struct {
 func count(t *testing.T) census {
 	t.Helper()
 	waitForNoScopes(t)
+	for deadline := time.Now().Add(runTimeout); runCommand(t, nil, "pgrep", "--exact", "cntr-waiting", "--count").stdout != "1\n"; {
+		if time.Now().After(deadline) {
+			t.Fatal("there is not one process that waits for the next session")
+		}
+	}
 	return look(t)
 }
 

@@ -334,7 +334,7 @@ func TestRandomCallsDoNoHarm(t *testing.T) {
 		awaitNoSession(t, c)
 	}
 	round(0, long/3)
-	files, before := descriptors(t, d), memoryOf(t, d.PID)
+	files, before := settledDescriptors(t, d), memoryOf(t, d.PID)
 	round(1000, long*2/3)
 	awaitDescriptors(t, d, files)
 	after := memoryOf(t, d.PID)

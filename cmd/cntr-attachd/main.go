@@ -138,6 +138,7 @@ func (p program) serve(ctx context.Context, log *slog.Logger) error {
 	if err := launcher.KeepResults("/run/cntr-attach"); err != nil {
 		return err
 	}
+	launcher.KeepReady()
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
 	services := &engine.Service{}

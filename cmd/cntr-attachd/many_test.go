@@ -105,7 +105,7 @@ func TestManySessions(t *testing.T) {
 	d := serviceProcess(t)
 	attach(t, c, "slim").finish(t) // what it opens once, it keeps
 	awaitNoSession(t, c)
-	files := descriptors(t, d)
+	files := settledDescriptors(t, d)
 	crowd := startCrowd(t, c, n)
 	if got := len(sessionIDs(t, c)); got != n {
 		t.Errorf("%d sessions are listed of %d", got, n)

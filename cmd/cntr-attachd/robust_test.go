@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 // await calls ok until it is true.
-func await(t *testing.T, what string, ok func() bool) {
+func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); {
 		if time.Now().After(deadline) {
@@ -252,7 +252,7 @@ func TestScopesCannotBeMade(t *testing.T) {
 		}
 	}
 	once()
-	before := descriptors(t, d)
+	before := settledDescriptors(t, d)
 	for range 10 {
 		once()
 	}

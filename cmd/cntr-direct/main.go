@@ -38,6 +38,20 @@ func startSession(ctx context.Context, r *cli.Request) (*dbus.Attached, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A system without systemd has no scopes, and needs none.
+	systemd, err := units.Connect(ctx)
+	if err == nil {
+		defer systemd.Close()
+	}
+	program, err := cli.Program("cntr-session")
+	if err != nil {
+		return nil, err
+	}
+	launcher, err := session.NewLauncher(program, systemd)
+	if err != nil {
+		return nil, err
+	}
+	defer launcher.Close()
 	machined := &nspawn.Resolver{}
 	defer machined.Close()
 	services := &engine.Service{}
@@ -53,21 +67,6 @@ func startSession(ctx context.Context, r *cli.Request) (*dbus.Attached, error) {
 		return nil, err
 	}
 	defer want.Image.Close()
-
-	// A system without systemd has no scopes, and needs none.
-	systemd, err := units.Connect(ctx)
-	if err == nil {
-		defer systemd.Close()
-	}
-	program, err := cli.Program("cntr-session")
-	if err != nil {
-		return nil, err
-	}
-	launcher, err := session.NewLauncher(program, systemd)
-	if err != nil {
-		return nil, err
-	}
-	defer launcher.Close()
 
 	status, end, err := os.Pipe()
 	if err != nil {

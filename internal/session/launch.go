@@ -7,13 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +32,12 @@ type Launcher struct {
 	systemd *units.Systemd
 	shield  func() (*shield.Shield, error) // waits for it
 	results string                         // where sessions leave their ends; may be empty
+
+	keepReady bool // a process for each session to come
+
+	readying sync.Mutex
+	ready    *child // waits for the next session; may be nil
+	closed   bool   // none is to be made ready any more
 }
 
 // NewLauncher prepares to start sessions with the program at path. With systemd nil, sessions get no
@@ -51,7 +53,9 @@ func NewLauncher(path string, systemd *units.Systemd) (*Launcher, error) {
 		}
 		return shield.Load()
 	})}
-	go func() { _, _ = l.shield() }() // it takes a while, in which the machine can be found
+	// Both take a while, in which the machine can be found.
+	go func() { _, _ = l.shield() }()
+	go l.makeReady()
 	return l, nil
 }
 
@@ -64,6 +68,7 @@ func (l *Launcher) Shielded() error {
 
 // Close lets go of the program, and of the shield, which stays up for the sessions that run.
 func (l *Launcher) Close() error {
+	l.endReady()
 	if s, err := l.shield(); err == nil {
 		_ = s.Close() // only descriptors
 	}
@@ -87,11 +92,16 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	if info.User == "" {
 		info.User = "root"
 	}
-	s := &Session{Info: info}
-	control, err := l.spawn(s, m, spec)
+	c, err := l.child()
 	if err != nil {
 		return nil, err
 	}
+	if l.keepReady {
+		defer func() { go l.makeReady() }()
+	}
+	s := &Session{Info: info, Process: c.process}
+	s.PID = c.process.PID
+	control := c.control
 	defer control.Close()
 	defer func() {
 		if err != nil {
@@ -111,18 +121,23 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 	// A call that is cancelled must not wait for a session process that hangs.
 	defer context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Now()) })()
 
-	lines := json.NewEncoder(control)
 	req := request{
 		Info: info, Caller: spec.Caller, Results: l.results, Image: requestImage(spec.Image), Command: spec.Command,
 		Shell: spec.Shell, Env: spec.Env, CallerEnv: spec.CallerEnv, Dir: spec.Dir,
 		Strict: spec.Strict, Capabilities: spec.Capabilities, NoLabel: spec.NoLabel, NoWatch: spec.NoWatch, Terminal: spec.Terminal, Rows: spec.Rows, Columns: spec.Columns,
-		Shielded: l.Shielded() == nil,
 	}
 	if l.systemd != nil {
 		s.Scope = units.ScopeName(m.Name, s.ID)
 		req.Scope = s.Scope
 	}
-	if err := lines.Encode(req); err != nil {
+	with := descriptors{leader: m.Leader.File, status: spec.Status, stdio: spec.Stdio}
+	if up, err := l.shield(); err == nil {
+		req.Shielded, with.sessions, with.shield = true, up.Sessions, up.Link
+	}
+	if i := spec.Image; i != nil && i.Machine != nil {
+		with.image = i.Machine.Leader.File
+	}
+	if err := req.send(control, with); err != nil {
 		return nil, fmt.Errorf("talking to the session process: %w", err)
 	}
 	if l.systemd != nil {
@@ -135,62 +150,12 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		return nil, err
 	}
 	// A session process that found something wrong has ended by now, and told why.
-	_ = lines.Encode(proceed{FewTasks: room >= 0 && room < fewTasks})
+	_ = json.NewEncoder(control).Encode(proceed{FewTasks: room >= 0 && room < fewTasks})
 	s.Terminal, err = receiveReply(control)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("starting the session: %w", ctx.Err())
 	}
 	return s, err
-}
-
-// spawn starts the session process. It fills in s's process and returns the control socket.
-func (l *Launcher) spawn(s *Session, m *machine.Machine, spec Spec) (*net.UnixConn, error) {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return nil, err
-	}
-	defer theirs.Close()
-	pidfd := -1
-	cmd := &exec.Cmd{
-		Path:   fmt.Sprintf("/proc/self/fd/%d", l.program.Fd()),
-		Args:   s.arguments(),
-		Dir:    "/",
-		Env:    []string{"GOTRACEBACK=single"},
-		Stderr: os.Stderr,
-		// In the order of fdControl and its siblings.
-		ExtraFiles:  []*os.File{theirs, m.Leader.File, spec.Status, nil, nil, nil},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
-	}
-	if s, err := l.shield(); err == nil {
-		cmd.ExtraFiles[fdSessions-fdControl], cmd.ExtraFiles[fdShield-fdControl] = s.Sessions, s.Link
-	}
-	if i := spec.Image; i != nil && i.Machine != nil {
-		cmd.ExtraFiles[fdImage-fdControl] = i.Machine.Leader.File
-	}
-	if !spec.Terminal {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, spec.Stdio[:]...)
-	}
-	if err := cmd.Start(); err != nil {
-		closeAll(ours)
-		return nil, fmt.Errorf("starting the session process: %w", err)
-	}
-	go func() { _ = cmd.Wait() }() // its exit status tells nothing that the status pipe does not
-	s.PID = cmd.Process.Pid
-	s.Process = &machine.Leader{PID: s.PID, File: os.NewFile(uintptr(pidfd), "pidfd")}
-	conn, err := net.FileConn(ours)
-	closeAll(ours)
-	if err != nil {
-		return nil, fmt.Errorf("the control socket: %w", err)
-	}
-	return conn.(*net.UnixConn), nil
-}
-
-func socketPair() (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
 }
 
 func (l *Launcher) scope(ctx context.Context, s *Session, properties []units.Property) error {
@@ -213,83 +178,4 @@ func newID() string {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails (package crypto/rand)
 	return hex.EncodeToString(b[:])
-}
-
-// abridged returns a command line short enough to be repeated wherever sessions are listed.
-func abridged(command []string) []string {
-	const most = 1024 // bytes
-	var short []string
-	left := most
-	for _, arg := range command {
-		if len(arg) > left {
-			return append(short, strings.ToValidUTF8(arg[:left], "")+"…")
-		}
-		short = append(short, arg)
-		left -= len(arg)
-	}
-	return short
-}
-
-// arguments is the session process's own command line. It is where a session is described: it is there
-// as long as the session is, survives the service, and can be read by ps.
-func (i *Info) arguments() []string {
-	return append([]string{
-		programName,
-		"--id=" + i.ID,
-		"--machine=" + i.Machine,
-		"--class=" + i.Class,
-		"--service=" + i.Service,
-		"--leader=" + strconv.Itoa(i.Leader),
-		"--owner=" + strconv.FormatUint(uint64(i.Owner), 10),
-		"--user=" + i.User,
-		"--image=" + i.Image,
-		"--writable=" + strconv.FormatBool(i.Writable),
-		"--tty=" + strconv.FormatBool(i.TTY),
-		"--started=" + i.Started.Format(time.RFC3339Nano),
-		"--",
-	}, i.Command...)
-}
-
-// parseArguments is the reverse of arguments.
-func parseArguments(args []string) (Info, error) {
-	i := Info{Image: "host"} // of a launcher that knew no others
-	if len(args) == 0 || args[0] != programName {
-		return i, errors.New("not a session process")
-	}
-	var err error
-	for n, arg := range args[1:] {
-		if arg == "--" {
-			i.Command = args[n+2:]
-			return i, nil
-		}
-		name, value, _ := strings.Cut(arg, "=")
-		switch name {
-		case "--id":
-			i.ID = value
-		case "--machine":
-			i.Machine = value
-		case "--class":
-			i.Class = value
-		case "--service":
-			i.Service = value
-		case "--leader":
-			i.Leader, err = strconv.Atoi(value)
-		case "--owner":
-			i.Owner, err = parseID(value)
-		case "--user":
-			i.User = value
-		case "--image":
-			i.Image = value
-		case "--writable":
-			i.Writable, err = strconv.ParseBool(value)
-		case "--tty":
-			i.TTY, err = strconv.ParseBool(value)
-		case "--started":
-			i.Started, err = time.Parse(time.RFC3339Nano, value)
-		}
-		if err != nil {
-			return i, fmt.Errorf("session argument %q: %w", arg, err)
-		}
-	}
-	return i, errors.New("a session process without a command")
 }

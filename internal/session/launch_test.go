@@ -25,6 +25,12 @@ func TestArgumentsRoundTrip(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
+	// What is left of the room that there was shows as empty arguments, unless it could be cut off.
+	want.Command = []string{"printf", "", ""}
+	got, err = parseArguments(append(want.arguments(), make([]string, 1000)...))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("with empty arguments: got %+v, %v, want %+v", got, err, want)
+	}
 }
 
 func TestParseArgumentsRefuses(t *testing.T) {
@@ -49,6 +55,9 @@ func TestAbridged(t *testing.T) {
 	long := abridged([]string{"sh", "-c", strings.Repeat("ä", 5000), "more"})
 	if n := len(strings.Join(long, " ")); n > 1100 || len(long) != 3 || !strings.HasSuffix(long[2], "ä…") {
 		t.Errorf("%d bytes are left of a long command, in %d arguments", n, len(long))
+	}
+	if n := len(strings.Join(abridged(make([]string, 100000)), " ")); n > 1100 {
+		t.Errorf("%d bytes are left of a command with many empty arguments", n)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -58,7 +59,10 @@ func Main() int {
 		fmt.Fprintf(os.Stderr, "cntr-session: %v\n", err)
 		return 1
 	}
-	p, err := inherit()
+	p, err := begin()
+	if errors.Is(err, io.EOF) {
+		return 0 // nobody needs it any more
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cntr-session: %v\n", err)
 		return 1
@@ -110,9 +114,9 @@ const serverPs = 16
 // harden makes the process opaque to others, machines above all (CVE-2016-9962), and drops what the command
 // must not inherit (CVE-2022-29162).
 func harden() error {
-	// The name tells the session process from its reaper; an executed memfd has the descriptor's number.
-	if err := os.WriteFile("/proc/self/comm", []byte(programName), 0); err != nil {
-		return fmt.Errorf("setting the process name: %w", err)
+	// An executed memfd has the descriptor's number for a name.
+	if err := setName(waitingName); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("becoming undumpable: %w", err)
@@ -120,36 +124,42 @@ func harden() error {
 	return ns.DropInheritable()
 }
 
-// inherit takes over the descriptors and reads the request.
-func inherit() (*process, error) {
-	p := &process{served: make(chan error, 1)}
-	file := func(fd int, name string) *os.File {
-		unix.CloseOnExec(fd)
-		return os.NewFile(uintptr(fd), name)
+func setName(name string) error {
+	if err := os.WriteFile("/proc/self/comm", []byte(name), 0); err != nil {
+		return fmt.Errorf("setting the process name: %w", err)
 	}
-	control := file(fdControl, "control")
+	return nil
+}
+
+// begin waits for the request.
+func begin() (*process, error) {
+	line := ownCommandLine()
+	if err := line.show([]string{waitingName}); err != nil {
+		return nil, err
+	}
+	unix.CloseOnExec(fdControl)
+	control := os.NewFile(fdControl, "control")
 	conn, err := net.FileConn(control)
 	closeAll(control)
 	if err != nil {
 		return nil, fmt.Errorf("a session process is started by cntr-attach or cntr-attachd only (%w)", err)
 	}
-	p.control = conn.(*net.UnixConn)
-	p.lines = json.NewDecoder(p.control)
-	if err := p.lines.Decode(&p.request); err != nil {
-		return nil, fmt.Errorf("reading the request: %w", err)
+	p := &process{served: make(chan error, 1), control: conn.(*net.UnixConn)}
+	var d descriptors
+	if p.request, d, p.lines, err = receiveRequest(p.control); err != nil {
+		return nil, err
 	}
-	p.leader = &machine.Leader{PID: p.request.Info.Leader, File: file(fdLeader, "leader")}
-	p.status = file(fdStatus, "status")
+	// It tells the session process from its reaper, and from those that wait.
+	if err := setName(programName); err != nil {
+		return nil, err
+	}
+	p.leader = &machine.Leader{PID: p.request.Info.Leader, File: d.leader}
+	p.status, p.stdio = d.status, d.stdio
 	if p.request.Shielded {
-		p.shield = &shield.Shield{Sessions: file(fdSessions, "sessions"), Link: file(fdShield, "shield")}
+		p.shield = &shield.Shield{Sessions: d.sessions, Link: d.shield}
 	}
-	p.image = p.request.openImage(file)
-	if !p.request.Terminal {
-		for i := range p.stdio {
-			p.stdio[i] = file(fdStdin+i, "stdio")
-		}
-	}
-	return p, nil
+	p.image = p.request.image(d.image)
+	return p, line.show(p.request.Info.arguments())
 }
 
 // start does all that comes before the command runs.

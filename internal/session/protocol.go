@@ -3,6 +3,7 @@ package session
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 
@@ -11,22 +12,81 @@ import (
 	"github.com/cntr-attach/cntr-attach/internal/fail"
 )
 
-// A session process is started with these descriptors, in this order, by a [Launcher] of the same
-// version: the program is a sealed copy that the launcher made.
+// fdControl is the one descriptor that a session process is started with: a stream socket, to talk about the start with a
+// [Launcher] of the same version, for the program is a sealed copy that the launcher made.
+const fdControl = 3
+
+// programName is the first argument of a session process, and its name; waitingName takes the place of both as long as it has
+// no session.
 const (
-	fdControl  = 3 + iota // a stream socket, to talk about the start
-	fdLeader              // pidfd of the machine's leader
-	fdStatus              // the status pipe
-	fdSessions            // the shield's table of sessions, if there is one
-	fdShield              // what keeps it up, likewise
-	fdImage               // pidfd of the leader of the machine that is the image, if one is
-	fdStdin               // and the other two streams, unless there is a terminal
-	fdStdout
-	fdStderr
+	programName = "cntr-session"
+	waitingName = "cntr-waiting"
 )
 
-// programName is the first argument of a session process.
-const programName = "cntr-session"
+// descriptors come on the control socket before the request, which tells which there are.
+type descriptors struct {
+	leader           *os.File    // pidfd of the machine's leader
+	status           *os.File    // the status pipe
+	sessions, shield *os.File    // the shield's table of sessions, and what keeps it up: if there is a shield
+	image            *os.File    // pidfd of the leader of the machine that is the image, if one is
+	stdio            [3]*os.File // unless there is a terminal
+}
+
+// places returns where the descriptors that a request comes with are kept, in the order in which they are sent.
+func (d *descriptors) places(r *request) []**os.File {
+	places := []**os.File{&d.leader, &d.status}
+	if r.Shielded {
+		places = append(places, &d.sessions, &d.shield)
+	}
+	if r.Image.Machine != "" {
+		places = append(places, &d.image)
+	}
+	if !r.Terminal {
+		places = append(places, &d.stdio[0], &d.stdio[1], &d.stdio[2])
+	}
+	return places
+}
+
+// mostDescriptors is how many can come with a request.
+const mostDescriptors = 8
+
+// send sends descriptors, which stay the caller's, and the request.
+func (r *request) send(control *net.UnixConn, d descriptors) error {
+	var fds []int
+	for _, place := range d.places(r) {
+		fds = append(fds, int((*place).Fd()))
+	}
+	// With a byte of their own, which JSON does not mind: a long request may take several writes.
+	if _, _, err := control.WriteMsgUnix([]byte("\n"), unix.UnixRights(fds...), nil); err != nil {
+		return err
+	}
+	return json.NewEncoder(control).Encode(r)
+}
+
+// receiveRequest waits for a request. The caller owns the descriptors, which are close-on-exec. A launcher that has no
+// request any more is io.EOF.
+func receiveRequest(control *net.UnixConn) (r request, d descriptors, lines *json.Decoder, err error) {
+	oob := make([]byte, unix.CmsgSpace(4*mostDescriptors))
+	n, oobn, _, _, err := control.ReadMsgUnix(make([]byte, 1), oob)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return r, d, nil, err
+	}
+	lines = json.NewDecoder(control)
+	if err := lines.Decode(&r); err != nil {
+		return r, d, nil, err
+	}
+	fds, places := rights(oob[:oobn]), d.places(&r)
+	if len(fds) != len(places) {
+		return r, d, nil, fmt.Errorf("%d descriptors came with a request for %d", len(fds), len(places))
+	}
+	for i, place := range places {
+		*place = os.NewFile(uintptr(fds[i]), "of the session")
+	}
+	return r, d, lines, nil
+}
 
 // request is the first line on the control socket.
 type request struct {
@@ -43,7 +103,7 @@ type request struct {
 	Capabilities *Capabilities `json:"capabilities,omitempty"`
 	NoLabel      bool          `json:"nolabel,omitempty"`
 	NoWatch      bool          `json:"nowatch,omitempty"`
-	Shielded     bool          `json:"shielded,omitempty"` // fdSessions and fdShield are there
+	Shielded     bool          `json:"shielded,omitempty"` // there is a shield
 	Terminal     bool          `json:"terminal"`
 	Rows         uint16        `json:"rows"`
 	Columns      uint16        `json:"columns"`
@@ -55,7 +115,7 @@ type imageRequest struct {
 	Path    string `json:"path,omitempty"`
 	OCI     string `json:"oci,omitempty"`     // what is at Path, and
 	Tag     string `json:"tag,omitempty"`     // which image of it
-	Machine string `json:"machine,omitempty"` // its typed name; its leader is fdImage
+	Machine string `json:"machine,omitempty"` // its typed name, and
 	Leader  int    `json:"leader,omitempty"`
 	Trusted bool   `json:"trusted,omitempty"`
 }

@@ -25,8 +25,8 @@ func requestImage(i *image.Image) imageRequest {
 
 func (r imageRequest) isHost() bool { return r == imageRequest{} }
 
-// openImage is the reverse of requestImage. inherit takes over a descriptor.
-func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.Image {
+// image is the reverse of requestImage.
+func (r *request) image(leader *os.File) *image.Image {
 	if r.Image.isHost() {
 		return nil
 	}
@@ -38,7 +38,7 @@ func (r *request) openImage(inherit func(fd int, name string) *os.File) *image.I
 		}
 		i.Machine = &machine.Machine{
 			Kind: ref.Kind, Name: ref.Name,
-			Leader: &machine.Leader{PID: r.Image.Leader, File: inherit(fdImage, "image")},
+			Leader: &machine.Leader{PID: r.Image.Leader, File: leader},
 		}
 	}
 	return i

@@ -1,0 +1,87 @@
+//go:build integration
+
+package main
+
+import (
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cntr-attach/cntr-attach/internal/machine"
+)
+
+// waiting returns the process that waits for the service's next session.
+func waiting(t *testing.T, service *machine.Leader) *machine.Leader {
+	t.Helper()
+	settledDescriptors(t, service)
+	pid, err := strconv.Atoi(must(t, "pgrep", "--parent", strconv.Itoa(service.PID), "--exact", "cntr-waiting"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := machine.OpenLeader(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// A session takes the process that waits, and another one waits then.
+func TestProcessWaitsForTheNextSession(t *testing.T) {
+	c := connect(t)
+	awaitNoSession(t, c)
+	first := waiting(t, serviceProcess(t))
+	s := attach(t, c, "slim")
+	if pid := processesOf(t, "cntr-slim-"+s.ID+".scope")["cntr-session"]; pid != first.PID {
+		t.Errorf("process %d waited, %d has the session", first.PID, pid)
+	}
+	second := waiting(t, serviceProcess(t))
+	if second.PID == first.PID {
+		t.Error("the process of a session waits for another")
+	}
+	if end := s.finish(t); end.ExitCode() != 0 {
+		t.Errorf("%+v", end)
+	}
+}
+
+// That the process which waits was killed is not noticed by anybody.
+func TestKilledProcessThatWaitedIsReplaced(t *testing.T) {
+	c := connect(t)
+	awaitNoSession(t, c)
+	for range 5 {
+		w := waiting(t, serviceProcess(t))
+		if err := unix.PidfdSendSignal(int(w.File.Fd()), unix.SIGKILL, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !w.Wait(patience) {
+			t.Fatal("it does not end")
+		}
+		if end := attach(t, c, "slim").finish(t); end.ExitCode() != 0 {
+			t.Errorf("%+v", end)
+		}
+	}
+}
+
+// The process that waits goes with the service, however that ends.
+func TestProcessThatWaitsEndsWithTheService(t *testing.T) {
+	c := connect(t)
+	for name, end := range map[string]func(service *machine.Leader){
+		"stopped": func(*machine.Leader) { stop(t) },
+		"killed": func(service *machine.Leader) {
+			if err := unix.PidfdSendSignal(int(service.File.Fd()), unix.SIGKILL, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sessionIDs(t, c) // starts it
+			service := serviceProcess(t)
+			w := waiting(t, service)
+			end(service)
+			if !w.Wait(patience) {
+				t.Error("it goes on")
+			}
+		})
+	}
+}
