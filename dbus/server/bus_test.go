@@ -184,6 +184,8 @@ func (s *sessions) Standing(*machine.Machine) (session.Standing, error) {
 
 func (s *sessions) Transport(*session.Session) string { return "/dev/fuse" }
 
+func (s *sessions) Anticipate() {}
+
 func (s *sessions) Usage(*session.Session) status.Usage { return status.Usage{CPUNSec: 7} }
 
 func (s *sessions) Result(string) status.Status {

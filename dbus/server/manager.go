@@ -101,6 +101,7 @@ func (s *server) attach(ctx context.Context, who caller, m *message) ([]any, err
 		return nil, err
 	}
 	defer done()
+	s.Sessions.Anticipate()
 	target, failed, err := s.find(ctx, who, name, &spec)
 	if err != nil {
 		return nil, err

@@ -43,6 +43,16 @@ func (e *entry) state() string {
 	return "running"
 }
 
+// publicProperties are those that everybody may know. They tell nothing of what runs where.
+func publicProperties(e *entry) map[string]godbus.Variant {
+	return map[string]godbus.Variant{
+		"Id":        godbus.MakeVariant(e.ID),
+		"Owner":     godbus.MakeVariant(e.Owner),
+		"State":     godbus.MakeVariant(e.state()),
+		"Timestamp": godbus.MakeVariant(uint64(e.Started.UnixMicro())),
+	}
+}
+
 func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 	usage := status.Usage{CPUNSec: status.Unknown, MemoryCurrent: status.Unknown, MemoryPeak: status.Unknown}
 	transport := ""
@@ -51,14 +61,12 @@ func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 		transport = s.Sessions.Transport(e.Session)
 		e.release()
 	}
-	all := map[string]godbus.Variant{}
+	all := publicProperties(e)
 	for name, value := range map[string]any{
-		"Id":            e.ID,
 		"Machine":       clean(e.Machine),
 		"Class":         clean(e.Class),
 		"Service":       clean(e.Service),
 		"Leader":        uint32(e.Leader),
-		"Owner":         e.Owner,
 		"User":          clean(e.User),
 		"Command":       cleanAll(e.Command),
 		"Writable":      e.Writable,
@@ -69,8 +77,6 @@ func (s *server) propertiesOf(e *entry) map[string]godbus.Variant {
 		"MemoryCurrent": usage.MemoryCurrent,
 		"MemoryPeak":    usage.MemoryPeak,
 		"Scope":         e.Scope,
-		"State":         e.state(),
-		"Timestamp":     uint64(e.Started.UnixMicro()),
 	} {
 		all[name] = godbus.MakeVariant(value)
 	}

@@ -46,6 +46,7 @@ type Sessions interface {
 	Standing(*machine.Machine) (session.Standing, error)
 	Usage(*session.Session) status.Usage
 	Transport(*session.Session) string
+	Anticipate()
 	Result(id string) status.Status // of one that has ended, once
 }
 
@@ -405,16 +406,10 @@ func (s *server) status() string {
 }
 
 func (s *server) sessionNew(e *entry) {
-	// Signals go to everybody on the bus. They tell nothing of what runs where: that is for those who may inspect.
+	// Signals go to everybody on the bus. More is for those who may inspect.
 	s.emit(dbus.ManagerPath, dbus.ManagerInterface, "SessionNew", e.ID, e.path)
-	public := map[string]godbus.Variant{}
-	for name, value := range s.propertiesOf(e) {
-		switch name {
-		case "Id", "Owner", "State", "Timestamp":
-			public[name] = value
-		}
-	}
-	s.emit(dbus.ManagerPath, objectManager, "InterfacesAdded", e.path, map[string]map[string]godbus.Variant{dbus.SessionInterface: public})
+	added := map[string]map[string]godbus.Variant{dbus.SessionInterface: publicProperties(e)}
+	s.emit(dbus.ManagerPath, objectManager, "InterfacesAdded", e.path, added)
 	s.Notify("STATUS=" + s.status())
 }
 

@@ -97,7 +97,7 @@ func (l *Launcher) Start(ctx context.Context, m *machine.Machine, spec Spec) (_ 
 		return nil, err
 	}
 	if l.keepReady {
-		defer func() { go l.makeReady() }()
+		defer time.AfterFunc(readyAfter, l.makeReady)
 	}
 	s := &Session{Info: info, Process: c.process}
 	s.PID = c.process.PID

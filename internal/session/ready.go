@@ -25,6 +25,10 @@ type child struct {
 // request takes a quarter of the time that a session takes to start. It is called before the first Start.
 func (l *Launcher) KeepReady() { l.keepReady = true }
 
+// readyAfter is how long after the start of a session the process of the next one is started: not while a session that may be
+// short needs the CPUs.
+const readyAfter = 100 * time.Millisecond
+
 // makeReady starts the process of the next session, if none waits.
 func (l *Launcher) makeReady() {
 	l.readying.Lock()
@@ -32,6 +36,26 @@ func (l *Launcher) makeReady() {
 	if l.ready == nil && !l.closed {
 		l.ready, _ = l.spawn() // who asks for a session tries again, and is told
 	}
+}
+
+// Anticipate says that a session may be started soon. It does not wait.
+//
+// Before systemd can move a process into the control group of its scope the kernel waits for a grace period of RCU, which may
+// take longer than all the rest; but not if a process was moved a moment ago, or somebody waits for that already
+// (cgroup_attach_lock and rcu_sync_enter in Linux). So this process is moved to where it is.
+func (l *Launcher) Anticipate() {
+	if l.systemd == nil {
+		return
+	}
+	go func() {
+		cgroup, err := cgroupOf(uint32(os.Getpid()))
+		if err != nil {
+			return
+		}
+		if dir, err := cgroupDir(cgroup); err == nil {
+			_ = os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0) // without, a session only starts later
+		}
+	}()
 }
 
 // child returns a process for a new session: the one that waits, or else a new one.
