@@ -3,7 +3,10 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +46,39 @@ func TestProcessWaitsForTheNextSession(t *testing.T) {
 	if end := s.finish(t); end.ExitCode() != 0 {
 		t.Errorf("%+v", end)
 	}
+}
+
+// A process that was started before there was a session shows the session's command line all the same.
+func TestSessionShowsItsCommandLine(t *testing.T) {
+	c := connect(t)
+	waiting(t, serviceProcess(t))
+	s := attach(t, c, "slim")
+	pid := processesOf(t, "cntr-slim-"+s.ID+".scope")["cntr-session"]
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := strings.TrimRight(string(line), "\x00")
+	if !strings.HasPrefix(shown, "cntr-session\x00--id="+s.ID+"\x00--machine=nspawn:slim\x00") || !strings.HasSuffix(shown, "\x00--\x00cat") {
+		t.Errorf("it shows %q", shown)
+	}
+	// Without that capability it has empty arguments at its end.
+	if capable(t, unix.CAP_SYS_RESOURCE) && string(line) != shown+"\x00" {
+		t.Errorf("%d bytes follow what it shows", len(line)-len(shown))
+	}
+	if end := s.finish(t); end.ExitCode() != 0 {
+		t.Errorf("%+v", end)
+	}
+}
+
+func capable(t *testing.T, capability int) bool {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
 // That the process which waits was killed is not noticed by anybody.
