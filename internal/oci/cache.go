@@ -28,7 +28,7 @@ const CacheDir = "/var/cache/cntr"
 
 // Cache keeps what it took time to find out, for one user's sessions, at one place:
 //
-//	layers/KEY.index     what is in a layer; KEY is made of its digests
+//	layers/KEY.index     what is in a layer; KEY is made of its digests, and that of its table of contents if that is what is known
 //	layers/KEY.data      the copy of a compressed layer
 //	files-BOOT/DIGEST    contents of files that were opened; BOOT is the boot id
 //
@@ -101,7 +101,11 @@ func (c *Cache) inside(f func() error) (err error) {
 
 // key names a layer as it is stored.
 func (l *layer) key() string {
-	sum := sha256.Sum256([]byte(string(l.diffID) + "\n" + string(l.blob)))
+	text := string(l.diffID) + "\n" + string(l.blob)
+	if l.toc != nil {
+		text += "\n" + string(l.toc.digest)
+	}
+	sum := sha256.Sum256([]byte(text))
 	return "layers/" + hex.EncodeToString(sum[:])
 }
 
@@ -293,34 +297,53 @@ func (c *Cache) copied(l *layer, x *index) (*os.File, error) {
 	return data, nil
 }
 
-// layer returns a layer's index and content, and looks into the layer if it has to.
+// layer returns a layer's index and content, and looks into the layer if it has to: into its table of contents, or else all of it.
 func (c *Cache) layer(b *blob, l layer, left *budget) (x *index, data *os.File, err error) {
-	if x, data, err = c.load(&l, left); !errors.Is(err, fs.ErrNotExist) {
+	if l.toc != nil && l.size == b.size {
+		x, data, err = c.look(&l, left, func() (*index, *os.File, error) {
+			x, err := l.toc.read(b, left)
+			return x, nil, err
+		})
+		if !errors.Is(err, errTOC) {
+			return x, data, err
+		}
+	}
+	l.toc = nil
+	return c.look(&l, left, func() (*index, *os.File, error) {
+		data, err := c.nameless("layers")
+		if err != nil {
+			return nil, nil, err
+		}
+		x, err := scan(b, l, left, &limited{f: data, max: c.bound()})
+		if err != nil || len(x.frames) == 0 {
+			_ = data.Close()
+			data = nil
+		}
+		return x, data, err
+	})
+}
+
+// look returns a layer's index and content; into looks into the layer, if the cache does not know them.
+func (c *Cache) look(l *layer, left *budget, into func() (*index, *os.File, error)) (x *index, data *os.File, err error) {
+	if x, data, err = c.load(l, left); !errors.Is(err, fs.ErrNotExist) {
 		return x, data, err
 	}
-	unlock, err := c.lock(&l)
+	unlock, err := c.lock(l)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unlock()
-	if x, data, err = c.load(&l, left); !errors.Is(err, fs.ErrNotExist) {
+	if x, data, err = c.load(l, left); !errors.Is(err, fs.ErrNotExist) {
 		return x, data, err // somebody else has just done it
 	}
-	data, err = c.nameless("layers")
-	if err != nil {
+	if x, data, err = into(); err != nil {
 		return nil, nil, err
 	}
-	if x, err = scan(b, l, left, &limited{f: data, max: c.bound()}); err != nil {
-		_ = data.Close()
-		return nil, nil, err
-	}
-	if err := c.keep(&l, x, data); err != nil {
-		_ = data.Close()
+	if err := c.keep(l, x, data); err != nil {
+		if data != nil {
+			_ = data.Close()
+		}
 		return nil, nil, fmt.Errorf("keeping what is in the layer: %w", err)
-	}
-	if len(x.frames) == 0 {
-		_ = data.Close()
-		data = nil
 	}
 	return x, data, nil
 }
@@ -356,7 +379,7 @@ func (c *Cache) forget(l *layer) {
 
 // keep writes down what was found out of a layer.
 func (c *Cache) keep(l *layer, x *index, data *os.File) error {
-	if len(x.frames) > 0 {
+	if data != nil {
 		if err := data.Sync(); err != nil {
 			return err
 		}
@@ -405,7 +428,7 @@ func (c *Cache) content(e *entry, write func(io.Writer) error) (*os.File, error)
 		return nil, err
 	}
 	if w.n != e.size || !bytes.Equal(w.sum.Sum(nil), digest[:]) {
-		return nil, fmt.Errorf("%w: it is not what it was when its layer was read first", errDamaged)
+		return nil, fmt.Errorf("%w: it is not what its digest says", errDamaged)
 	}
 	if err := f.Truncate(e.size); err != nil {
 		return nil, err

@@ -111,7 +111,7 @@ func readImage(path string, c *Cache) error {
 // images makes layouts of the files that readImage wants, in layers of several kinds.
 func images(t *testing.T) (paths []string) {
 	t.Helper()
-	for _, how := range []string{"plain", "zstd"} {
+	for _, how := range []string{"plain", "zstd", "chunked", "stargz"} {
 		var layers [][]byte
 		for part := range 2 {
 			layers = append(layers, tarOf(t, many(8, func(n int) tar.Header {

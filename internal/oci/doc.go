@@ -7,6 +7,19 @@
 // is for ([Cache]), so the next session reads no layer at all to begin with. What a user's images make known is never used
 // for another's.
 //
+// A layer that brings its own table of contents (zstd:chunked, eStargz) is not read as a whole: the table is its index, and a file's
+// content is decompressed from where the table says that it begins. The digest of the table is in the manifest, whose own digest was
+// verified as that of any document, and the digests of the files are in the table, so each byte that is served was compared with what the
+// manifest stands for. What this leaves out are the digests of the layer as it is stored and of the tar file in it. Nothing is known of the parts of
+// the layer that are not served, and nothing says that its tar headers say the same as the table: whoever made the manifest
+// can show other files here than to who unpacks the layer, as with any other client of these formats. An import compares the digest of the layer
+// as it is stored, for it fetches all of it. A layer is read as a whole, with all its digests, if the size in the manifest is not its own, if the table is not as
+// its digest says, cannot be parsed, is for more than a layer may have, or has no SHA-256 digest for each file. A file that is damaged is found
+// to be so when it is opened, before any of its bytes is served, and cannot be opened then.
+//
+// Digests of chunks are of no use here: files are verified, and kept in the cache, as a whole. Nor is the eStargz library, which holds a table of any length
+// in memory, decoded, before its entries can be limited, and wants digests of chunks where containers-storage writes none.
+//
 // From the indexes one tree is made in memory ([Tree]). A file's content is read from its layer when somebody opens
 // the file, compared with its digest, and kept in the cache. A compressed layer cannot be read from its middle, so
 // the cache has a copy of it in frames of one MiB, compressed lightly; a plain one is read where it is.

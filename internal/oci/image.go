@@ -36,10 +36,11 @@ type Image struct {
 
 // content is where the content of a layer's files is.
 type content struct {
-	layer  layer
-	plain  *blob    // the layer, if it is not compressed
-	data   *os.File // else its copy,
-	frames []frame  // in these frames
+	layer   layer
+	blob    *blob    // the layer, if it is not compressed, or
+	inPlace bool     // read by its table of contents
+	data    *os.File // else its copy,
+	frames  []frame  // in these frames
 }
 
 // piece is a frame, decompressed.
@@ -128,10 +129,13 @@ func (i *Image) lookInto(n int64, l layer, left *budget) (*index, error) {
 		b.Close()
 		return nil, err
 	}
-	c := content{layer: l, plain: b, data: data, frames: x.frames}
+	if !x.inPlace {
+		l.toc = nil
+	}
+	c := content{layer: l, blob: b, inPlace: x.inPlace, data: data, frames: x.frames}
 	if data != nil {
 		b.Close()
-		c.plain = nil
+		c.blob = nil
 	}
 	i.layers[n] = c
 	return x, nil
@@ -140,8 +144,8 @@ func (i *Image) lookInto(n int64, l layer, left *budget) (*index, error) {
 // Close closes the layers.
 func (i *Image) Close() error {
 	for _, c := range i.layers {
-		if c.plain != nil {
-			c.plain.Close()
+		if c.blob != nil {
+			c.blob.Close()
 		}
 		if c.data != nil {
 			_ = c.data.Close()
@@ -242,6 +246,9 @@ func (i *Image) Open(n uint32) (*os.File, error) {
 		if e.size == 0 {
 			return nil
 		}
+		if c := &i.layers[f.layer]; c.inPlace {
+			return c.unpack(w, e)
+		}
 		r := tar.NewReader(i.reader(f.layer, e.at))
 		h, err := r.Next()
 		if err != nil {
@@ -262,11 +269,38 @@ func (i *Image) Open(n uint32) (*os.File, error) {
 	return content, nil
 }
 
+// unpack writes the content of a file of a layer that is read by its table of contents. Whether it is that, its digest says.
+func (c *content) unpack(w io.Writer, e *entry) error {
+	packed := io.NewSectionReader(c.blob, e.at, max(c.blob.size-e.at, 0))
+	plain, _, err := decompress(packed, int(min(e.skip+e.size+4096, readSize)))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	defer plain.Close()
+	r := &damaged{plain}
+	if _, err := io.Copy(io.Discard, io.LimitReader(r, e.skip)); err != nil {
+		return err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{io.LimitReader(r, e.size)}, make([]byte, len(zeros)))
+	return err
+}
+
+// damaged reads something, and says of what cannot be read that it is damaged.
+type damaged struct{ io.Reader }
+
+func (d *damaged) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return n, err
+}
+
 // reader reads the tar file of a layer from a place on.
 func (i *Image) reader(layer int, at int64) io.Reader {
 	c := &i.layers[layer]
-	if c.plain != nil {
-		return io.NewSectionReader(c.plain, at, max(c.plain.size-at, 0))
+	if c.blob != nil {
+		return io.NewSectionReader(c.blob, at, max(c.blob.size-at, 0))
 	}
 	return &frameReader{i, layer, at, nil}
 }

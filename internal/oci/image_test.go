@@ -27,7 +27,7 @@ func noise(seed int64, size int) string {
 
 func TestContents(t *testing.T) {
 	long := noise(1, 3*frameSize+17)
-	for _, how := range []string{"plain", "gzip", "zstd"} {
+	for _, how := range []string{"plain", "gzip", "zstd", "chunked", "stargz"} {
 		l := layout(t, how,
 			tarOf(t, folder("./"), folder("./bin/"), file("./bin/tool", long), file("bin/empty", ""), file("zeros", strings.Repeat("\x00", 100_000))),
 			tarOf(t, file("/bin/other", "other"), symlink("sbin", "bin"), file("sbin/by-link", "x"), hardlink("hard", "sbin/tool")))

@@ -17,7 +17,8 @@ type entry struct {
 	size       int64
 	sec        int64 // of the time of modification
 	nsec       int32
-	at         int64 // where in the tar file its header begins
+	at         int64 // where in the tar file its header begins; of an index that is inPlace: where in the layer is what its content is in,
+	skip       int64 // and how many bytes, decompressed, come before that
 	digest     [sha256.Size]byte
 	xattrs     []xattr
 }
@@ -39,11 +40,12 @@ type frame struct{ plain, packed int64 }
 // index is what is known of a layer.
 type index struct {
 	entries []entry
-	frames  []frame // with the end as the last; none: the layer itself is a tar file
+	frames  []frame // with the end as the last; none: the layer itself is read
+	inPlace bool    // by its table of contents; else it is a tar file
 }
 
 // indexMagic changes with the format.
-const indexMagic = "cntr-attach layer index 3\n"
+const indexMagic = "cntr-attach layer index 4\n"
 
 var errIndex = errors.New("the index is damaged")
 
@@ -54,12 +56,18 @@ func (x *index) encode() []byte {
 	text := func(s string) { number(int64(len(s))); b = append(b, s...) }
 	number(int64(len(x.entries)))
 	number(int64(len(x.frames)))
+	inPlace := int64(0)
+	if x.inPlace {
+		inPlace = 1
+	}
+	number(inPlace)
 	for i := range x.entries {
 		e := &x.entries[i]
 		text(e.name)
 		text(e.link)
 		for _, n := range []int64{
-			int64(e.kind), int64(e.mode), int64(e.uid), int64(e.gid), int64(e.rdev), e.size, e.sec, int64(e.nsec), e.at, int64(len(e.xattrs)),
+			int64(e.kind), int64(e.mode), int64(e.uid), int64(e.gid), int64(e.rdev), e.size, e.sec, int64(e.nsec), e.at, e.skip,
+			int64(len(e.xattrs)),
 		} {
 			number(n)
 		}
@@ -120,18 +128,19 @@ func decodeIndex(data []byte) (*index, error) {
 
 func parseIndex(data []byte) (*index, error) {
 	d := &decoder{data: data, text: string(data), at: len(indexMagic)}
-	entries, frames := d.number(), d.number()
-	// An entry has 12 bytes at least, so the text says how much memory it can be worth.
-	if d.bad || entries < 0 || entries > int64(len(data)/12) || frames < 0 || frames > int64(len(data)/2) {
+	entries, frames, inPlace := d.number(), d.number(), d.number()
+	// An entry has 13 bytes at least, so the text says how much memory it can be worth.
+	if d.bad || entries < 0 || entries > int64(len(data)/13) || frames < 0 || frames > int64(len(data)/2) {
 		return nil, errIndex
 	}
-	x := &index{entries: make([]entry, entries), frames: make([]frame, frames)}
+	x := &index{entries: make([]entry, entries), frames: make([]frame, frames), inPlace: inPlace != 0}
 	for i := range x.entries {
 		e := &x.entries[i]
 		e.name = d.bytes(d.number())
 		e.link = d.bytes(d.number())
 		e.kind, e.mode, e.uid, e.gid = byte(d.number()), uint32(d.number()), uint32(d.number()), uint32(d.number())
 		e.rdev, e.size, e.sec, e.nsec, e.at = uint64(d.number()), d.number(), d.number(), int32(d.number()), d.number()
+		e.skip = d.number()
 		n := d.number()
 		if n < 0 || n > int64(len(data)-d.at)/2 {
 			return nil, errIndex
@@ -142,7 +151,7 @@ func parseIndex(data []byte) (*index, error) {
 		if e.size > 0 {
 			copy(e.digest[:], d.bytes(sha256.Size))
 		}
-		if d.bad || e.size < 0 || e.at < 0 {
+		if d.bad || e.size < 0 || e.at < 0 || e.skip < 0 {
 			return nil, errIndex
 		}
 	}

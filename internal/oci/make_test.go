@@ -4,11 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -117,11 +120,106 @@ func layout(t testing.TB, how string, layers ...[]byte) laid {
 	var ids []Digest
 	list := []any{}
 	for _, data := range layers {
-		ids = append(ids, digestOf(data))
-		list = append(list, l.blob(packed(t, how, data)))
+		d, id := l.layer(how, data, nil)
+		ids, list = append(ids, id), append(list, d)
 	}
 	l.image(ids, list)
 	return l
+}
+
+// layer writes a layer, and returns its descriptor and the digest of what is in it. change changes its table of contents, if it has one.
+func (l laid) layer(how string, data []byte, change func(list []map[string]any) any) (d map[string]any, id Digest) {
+	l.t.Helper()
+	if how != "chunked" && how != "stargz" {
+		return l.blob(packed(l.t, how, data)), digestOf(data)
+	}
+	stored, notes := listed(l.t, how, data, change)
+	d = l.blob(stored)
+	d["annotations"] = notes
+	plain, _, err := decompress(bytes.NewReader(stored), readSize)
+	if err == nil {
+		data, err = io.ReadAll(plain) // of eStargz, with the table of contents
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return d, digestOf(data)
+}
+
+var tocNames = map[byte]string{
+	tar.TypeReg: "reg", tar.TypeDir: "dir", tar.TypeSymlink: "symlink", tar.TypeLink: "hardlink", tar.TypeChar: "char", tar.TypeBlock: "block", tar.TypeFifo: "fifo",
+}
+
+// listed compresses a tar file so that a table of contents, at its end, can tell where each file is.
+func listed(t testing.TB, how string, data []byte, change func(list []map[string]any) any) (stored []byte, notes map[string]string) {
+	t.Helper()
+	pack := map[string]string{"chunked": "zstd", "stargz": "gzip"}[how]
+	list := []map[string]any{}
+	at := 0 // what is before is compressed
+	rest := bytes.NewReader(data)
+	for r := tar.NewReader(rest); ; {
+		h, err := r.Next()
+		if err != nil {
+			break // the end, or what is no tar file: it has a table of contents all the same
+		}
+		xattrs := map[string][]byte{}
+		for name, value := range h.PAXRecords {
+			if name, ok := strings.CutPrefix(name, xattrRecord); ok {
+				xattrs[name] = []byte(value)
+			}
+		}
+		e := map[string]any{
+			"name": h.Name, "type": tocNames[h.Typeflag], "linkName": h.Linkname, "mode": h.Mode, "uid": h.Uid, "gid": h.Gid, "modtime": h.ModTime,
+			"devMajor": h.Devmajor, "devMinor": h.Devminor, "xattrs": xattrs, "size": h.Size,
+		}
+		list = append(list, e)
+		content, err := io.ReadAll(r)
+		if err != nil || len(content) == 0 {
+			continue
+		}
+		end := len(data) - rest.Len()
+		stored = append(stored, packed(t, pack, data[at:end-len(content)])...)
+		at = end
+		e["digest"] = digestOf(content)
+		const chunk = 100_000
+		for n := 0; n < len(content); n += chunk {
+			if n > 0 {
+				e = map[string]any{"type": "chunk", "name": h.Name}
+				list = append(list, e)
+			}
+			part := content[n:min(n+chunk, len(content))]
+			e["offset"], e["chunkOffset"], e["chunkSize"], e["chunkDigest"] = len(stored), n, len(part), digestOf(part)
+			stored = append(stored, packed(t, pack, part)...)
+		}
+	}
+	stored = append(stored, packed(t, pack, data[at:])...)
+	toc := any(map[string]any{"version": 1, "entries": list})
+	if change != nil {
+		toc = change(list)
+	}
+	text, ready := toc.([]byte)
+	if !ready {
+		var err error
+		if text, err = json.Marshal(toc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if how == "stargz" {
+		at := len(stored)
+		stored = append(stored, packed(t, "gzip", tarOf(t, file(stargzName, string(text))))...)
+		end := fmt.Appendf([]byte("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00"), "%016xSTARGZ", at)
+		stored = append(append(stored, end...), "\x01\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00"...)
+		return stored, map[string]string{stargzDigest: string(digestOf(text))}
+	}
+	skippable := func(data []byte) {
+		stored = append(binary.LittleEndian.AppendUint32(append(stored, "\x50\x2a\x4d\x18"...), uint32(len(data))), data...)
+	}
+	z := packed(t, "zstd", text)
+	position := fmt.Sprintf("%d:%d:%d:1", len(stored)+8, len(z), len(text))
+	skippable(z)
+	skippable([]byte("what tar-split has"))
+	skippable(make([]byte, 64))
+	return stored, map[string]string{chunkedDigest: string(digestOf(z)), chunkedPosition: position}
 }
 
 // image writes what there is of an image besides its layers.

@@ -104,6 +104,8 @@ type layer struct {
 	name   string // of the file
 	blob   Digest // of that; empty: not told
 	diffID Digest // of the tar file in it
+	size   int64  // as the manifest has it, with
+	toc    *toc   // the table of contents; nil: there is none
 }
 
 // description is an image before its layers are looked at.
@@ -225,7 +227,7 @@ func describe(f files, m *manifest) (*description, error) {
 		if err := l.Digest.check(); err != nil {
 			return nil, err
 		}
-		d.layers = append(d.layers, layer{name: blobName(l.Digest), blob: l.Digest})
+		d.layers = append(d.layers, layer{name: blobName(l.Digest), blob: l.Digest, size: l.Size, toc: l.toc()})
 	}
 	return d, d.configure(data)
 }

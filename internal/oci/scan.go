@@ -32,7 +32,7 @@ type counter struct {
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
 	if c.n += int64(n); c.n > c.max {
-		return n, fmt.Errorf("it unpacks to more than %d bytes", c.max)
+		return 0, fmt.Errorf("it unpacks to more than %d bytes", c.max) // who gets what there is as well may not look at the error
 	}
 	return n, err
 }
@@ -45,9 +45,12 @@ func into(sum hash.Hash) func(io.Reader) error {
 	}
 }
 
-// decompress returns what a layer has in it, told by how it begins, and whether it was compressed.
-func decompress(r io.Reader) (plain io.ReadCloser, packed bool, err error) {
-	in := bufio.NewReaderSize(r, 256<<10)
+// readSize is how much of a layer is read at once, in bytes.
+const readSize = 256 << 10
+
+// decompress returns what a layer has in it, told by how it begins, and whether it was compressed. It reads size bytes at once.
+func decompress(r io.Reader, size int) (plain io.ReadCloser, packed bool, err error) {
+	in := bufio.NewReaderSize(r, size)
 	magic, _ := in.Peek(6) // shorter is a matter for the tar reader
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
@@ -138,11 +141,22 @@ func newBudget(entries, names int64) *budget {
 
 // take takes what an entry needs.
 func (b *budget) take(e *entry) error {
-	if b.entries.Add(-1) < 0 || b.names.Add(int64(-e.names())) < 0 {
+	if entries, names := b.entries.Add(-1), b.names.Add(int64(-e.names())); entries < 0 || names < 0 {
 		return fmt.Errorf("with it there are more than %d entries, or more than %d bytes of names", maxEntries, maxNames)
 	}
 	return nil
 }
+
+// give gives back what the entries of an index have taken.
+func (b *budget) give(x *index) {
+	for n := range x.entries {
+		b.entries.Add(1)
+		b.names.Add(int64(x.entries[n].names()))
+	}
+}
+
+// unpackedLimit is how long what is in a layer may be, which has size bytes itself.
+func unpackedLimit(size int64) int64 { return min(maxBytes, size*maxRatio+ratioSlack) }
 
 // scan reads a layer and finds out what is in it. What is compressed is copied to data, in frames. All of it is read, and everything that is
 // to be made of it, at once: nothing takes longer than what takes longest, which is to decompress.
@@ -154,12 +168,12 @@ func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
 		stored = l.blob.sum()
 	}
 	err := tee(b.reader(), into(stored), func(r io.Reader) error {
-		plain, packed, err := decompress(r)
+		plain, packed, err := decompress(r, readSize)
 		if err != nil {
 			return err
 		}
 		defer plain.Close()
-		in := &counter{Reader: plain, max: min(maxBytes, b.size*maxRatio+ratioSlack)}
+		in := &counter{Reader: plain, max: unpackedLimit(b.size)}
 		read := func(r io.Reader) error { return x.read(r, left) }
 		if !packed && (l.blob == "" || l.blob.algorithm() == l.diffID.algorithm()) {
 			tarred = stored
@@ -187,7 +201,10 @@ func scan(b *blob, l layer, left *budget, data io.Writer) (*index, error) {
 	return x, nil
 }
 
-const blockSize = 512 // of a tar file
+const (
+	blockSize   = 512             // of a tar file
+	xattrRecord = "SCHILY.xattr." // begins the names of PAX records of attributes
+)
 
 // read reads a tar file. What comes after the end of the archive is not read.
 func (x *index) read(r io.Reader, left *budget) error {
@@ -271,7 +288,7 @@ func newEntry(h *tar.Header, at int64) (entry, error) {
 		e.rdev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 	}
 	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
+		name, ok := strings.CutPrefix(key, xattrRecord)
 		// Labels are this host's affair, what is trusted only the host's root can say, and overlayfs has its own bookkeeping.
 		if !ok || name == "security.selinux" || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") {
 			continue
