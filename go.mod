@@ -15,6 +15,7 @@ require (
 
 require (
 	github.com/BurntSushi/toml v1.5.0
+	github.com/containerd/stargz-snapshotter/estargz v0.16.3
 	github.com/docker/cli v28.2.2+incompatible
 	github.com/google/go-containerregistry v0.20.6
 	github.com/klauspost/compress v1.18.0
@@ -28,6 +29,8 @@ require (
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/sirupsen/logrus v1.9.3 // indirect
+	github.com/vbatts/tar-split v0.12.1 // indirect
+	golang.org/x/sync v0.17.0 // indirect
 )
 
 // go-lxc has no releases. This is Debian's copy of it, package golang-gopkg-lxc-go-lxc.v2-dev, which .ci/setup

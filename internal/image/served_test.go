@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cntr-attach/cntr-attach/fuse"
+	"github.com/cntr-attach/cntr-attach/internal/bench/stargz"
 	"github.com/cntr-attach/cntr-attach/internal/ns"
+	"github.com/cntr-attach/cntr-attach/internal/oci"
 )
 
 // TestMain is also the process that lists a tree: a process that serves one must not walk over it.
@@ -235,21 +237,97 @@ func TestServedAsUnpacked(t *testing.T) {
 			dir := t.TempDir()
 			script(t, prelude+m.script+`
 				umoci unpack --image "$1/layout:latest" "$1/unpacked"`, dir)
-			got, want := listing(t, served(t, strings.Replace(m.served, "DIR", dir, 1))), listing(t, dir+"/unpacked/rootfs")
-			if len(got) < 40 {
-				t.Errorf("only %d entries", len(got))
-			}
-			for _, line := range got {
-				if !slices.Contains(want, line) {
-					t.Errorf("served   %s", line)
-				}
-			}
-			for _, line := range want {
-				if !slices.Contains(got, line) {
-					t.Errorf("unpacked %s", line)
-				}
-			}
-			t.Logf("%d entries", len(got))
+			same(t, listing(t, served(t, strings.Replace(m.served, "DIR", dir, 1))), listing(t, dir+"/unpacked/rootfs"))
 		})
+	}
+}
+
+// same compares what is served with what was unpacked.
+func same(t *testing.T, got, want []string) {
+	t.Helper()
+	if len(got) < 40 {
+		t.Errorf("only %d entries", len(got))
+	}
+	for _, line := range got {
+		if !slices.Contains(want, line) {
+			t.Errorf("served   %s", line)
+		}
+	}
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			t.Errorf("unpacked %s", line)
+		}
+	}
+	t.Logf("%d entries", len(got))
+}
+
+// What is served by the tables of contents of an image's layers is what umoci unpacks, who knows nothing of these.
+func TestServedByTablesOfContents(t *testing.T) {
+	dir := t.TempDir()
+	script(t, prelude+`
+		c=$(buildah from scratch)
+		for n in base second third; do
+			$n "$(buildah mount "$c")"; buildah commit --quiet "$c" "localhost/listed:$n"; buildah rm "$c"; c=$(buildah from "localhost/listed:$n")
+		done
+		buildah rm "$c"; buildah push --quiet --compression-format=gzip localhost/listed:third "oci:$1/gzip:latest"
+		buildah push --quiet --compression-format=zstd:chunked --force-compression localhost/listed:third "oci:$1/chunked:latest"
+		buildah rmi --all --force; umoci unpack --image "$1/gzip:latest" "$1/unpacked"`, dir)
+	if err := stargz.Convert(dir+"/gzip", dir+"/stargz"); err != nil {
+		t.Fatal(err)
+	}
+	script(t, `umoci unpack --image "$1/stargz:latest" "$1/unpacked.stargz"`, dir)
+	copies := func() int {
+		list, _ := filepath.Glob(oci.CacheDir + "/0/layers/*.data") // the pattern is one
+		return len(list)
+	}
+	before := copies()
+	t.Run("zstd:chunked", func(t *testing.T) {
+		same(t, listing(t, served(t, "oci:"+dir+"/chunked")), listing(t, dir+"/unpacked/rootfs"))
+	})
+	t.Run("eStargz", func(t *testing.T) {
+		want := slices.DeleteFunc(listing(t, dir+"/unpacked.stargz/rootfs"), func(line string) bool { return strings.HasPrefix(line, `"/stargz.index.json" `) })
+		same(t, listing(t, served(t, "oci:"+dir+"/stargz")), want)
+	})
+	t.Run("damaged", func(t *testing.T) {
+		damage(t, dir+"/chunked", dir+"/unpacked/rootfs/random")
+		script(t, `rm -rf "$1"/files-*`, oci.CacheDir+"/0") // where they are whole
+		tree := served(t, "oci:"+dir+"/chunked")
+		out, err := exec.Command("cat", tree+"/random").CombinedOutput()
+		if err == nil || !strings.HasSuffix(string(out), ": Input/output error\n") || bytes.Count(out, []byte("\n")) != 1 {
+			t.Errorf("%v, %.100q", err, out)
+		}
+		if out, err := exec.Command("cmp", tree+"/holes", dir+"/unpacked/rootfs/holes").CombinedOutput(); err != nil {
+			t.Errorf("%v, %s", err, out)
+		}
+	})
+	if after := copies(); after != before {
+		t.Errorf("%d layers were read as a whole", after-before)
+	}
+}
+
+// damage changes a byte of a file, whose content does not compress, wherever it is in the layers of an image.
+func damage(t *testing.T, layout, file string) {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs, _ := filepath.Glob(layout + "/blobs/sha256/*") // the pattern is one
+	found := false
+	for _, blob := range blobs {
+		data, err := os.ReadFile(blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at := bytes.Index(data, content[1000:1100]); at >= 0 {
+			found = true
+			data[at] ^= 1
+			if err := os.WriteFile(blob, data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !found {
+		t.Fatalf("%s is not to be found in the layers", file)
 	}
 }
