@@ -87,25 +87,19 @@ func (c *transport) park() bool {
 	}
 }
 
-// more is called when no thread is left waiting.
+// more is called when no thread is left waiting. Another one is woken, or started, if that is still so a little later: most requests are
+// performed in less time than waking a thread takes, and where threads have to wait for a CPU, those that are needed have been woken
+// already and others would only come and go. Nor must bursts of requests end up as thousands of threads.
 func (c *transport) more() {
-	select {
-	case c.unpark <- struct{}{}:
-		return
-	default: // none is parked
-	}
-	if c.fixed.Load() {
+	if c.fixed.Load() || c.growing.Swap(true) {
 		return
 	}
-	if c.running.Load() < quickly {
-		c.start(func() {})
-		return
+	delay := patience
+	if c.running.Load() >= quickly && c.parked.Load() == 0 {
+		delay = growthDelay
 	}
-	// So many are rarely all slow at once. Bursts of requests must not end up as thousands of threads.
-	if !c.growing.Swap(true) {
-		c.workers.Add(1)
-		time.AfterFunc(growthDelay, c.grow)
-	}
+	c.workers.Add(1)
+	time.AfterFunc(delay, c.grow)
 }
 
 func (c *transport) grow() {
@@ -114,10 +108,15 @@ func (c *transport) grow() {
 	if c.waiting.Load() > 0 || c.stopped.Load() || c.fixed.Load() {
 		return
 	}
-	if n := c.running.Load(); n > 0 && n < maxThreads {
+	select {
+	case c.unpark <- struct{}{}:
+	default: // none is parked
+		if n := c.running.Load(); n == 0 || n >= maxThreads {
+			return
+		}
 		c.start(func() {})
-		c.more()
 	}
+	c.more()
 }
 
 // answerSize is the most room that the answer to a request takes.

@@ -5,8 +5,11 @@ package fuse
 import (
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,4 +89,51 @@ func TestCloseWithoutServe(t *testing.T) {
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
 	must(t, fs.Serve(dev, Device))
+}
+
+// TestThreadsStay has others use the CPUs: that server threads wait for one must not have more of them started, only to end again.
+func TestThreadsStay(t *testing.T) {
+	tree := files(t, "f")
+	root, err := os.Open(tree)
+	must(t, err)
+	defer root.Close()
+	s := serveAs(t, tree, Options{Root: root}, Device)
+	for range 4 * runtime.NumCPU() {
+		burn := exec.Command("sh", "-c", "while :; do :; done")
+		must(t, burn.Start())
+		t.Cleanup(func() {
+			_ = burn.Process.Kill()
+			_ = burn.Wait()
+		})
+	}
+	end := time.Now().Add(3 * time.Second)
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			for time.Now().Before(end) {
+				f, err := os.Open(s.path("f"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				f.Close()
+			}
+		}()
+	}
+	threads := make(map[int32]struct{})
+	for time.Now().Before(end) {
+		s.conn.mu.Lock()
+		for server := range s.conn.servers {
+			threads[server.tid.Load()] = struct{}{}
+		}
+		s.conn.mu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	clients.Wait()
+	const most = 12
+	if len(threads) > most {
+		t.Errorf("there were %d server threads, want at most %d", len(threads), most)
+	}
 }

@@ -18,7 +18,7 @@ import (
 // transport carries requests from the kernel to the operations and the answers back. Requests come by /dev/fuse (dev.go), or by
 // io_uring where that is to be had (uring.go), all but the first and what has no answer. Either way, a server thread that gets a
 // request performs it and answers before it waits for the next, so a request is done by one thread with one wake-up. When no thread
-// is left waiting, the one that took the last request gets another, so slow requests delay nobody.
+// is left waiting for a moment, there comes another, so slow requests delay nobody.
 type transport struct {
 	fd      int
 	dev     *os.File
@@ -58,10 +58,11 @@ const (
 
 	smallBuf = 8 << 10 // for answers without data
 
-	maxWaiting  = 3                     // threads in read(2): for a client's request, its RELEASE before that, and a spare one
+	maxWaiting  = 2                     // threads in read(2): for a client's request, and for its RELEASE before that
 	maxParked   = 8                     // threads beyond that end; with fewer they would come and go
-	quickly     = 16                    // up to so many threads are started at once when none is waiting,
-	growthDelay = 20 * time.Millisecond // more only if that is still so a little later,
+	quickly     = 16                    // up to so many threads are started one by one
+	patience    = time.Millisecond      // when none has been waiting for this long,
+	growthDelay = 20 * time.Millisecond // more only if that is so for longer,
 	maxThreads  = 4096                  // and never more than this, far below the Go runtime's limit of 10,000
 )
 
