@@ -30,7 +30,10 @@
 // keeps a descriptor for each inode that the kernel knows, and runs into the limit on open files.
 //
 // All that takes part runs with the highest priority, sessions with their servers included, so that other programs have
-// little part in the times. What they do to the disk, and to the caches of the CPU, remains.
+// little part in the times. What they do to the disk, and to the caches of the CPU, remains. So does a bias where others use all CPUs:
+// when client and server both sleep, be it for a microsecond, another program has the CPU for up to some milliseconds, whatever its
+// priority. A server with one thread, like cntr's, that its client preempts as soon as it is answered, never sleeps then; others do.
+// With ordinary priorities, which is what users have, it is the other way round.
 //
 // Everything is generated from fixed seeds, in /srv/bench of the test host.
 //
