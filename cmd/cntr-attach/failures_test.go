@@ -200,6 +200,12 @@ func TestWrongUse(t *testing.T) {
 			[]string{`no machine is called "xylophone"`, "hint: running: deb, debu, slim"},
 		},
 		{
+			"a user with a name that no command line has room for",
+			[]string{"cntr-attach", "--user=" + strings.Repeat("x", 20000), "slim", "true"},
+			125,
+			[]string{`the machine has no user "xxx`},
+		},
+		{
 			"an unknown kind",
 			[]string{"cntr-attach", "vm:slim", "true"},
 			125,

@@ -198,18 +198,19 @@ func TestMachineAsImageHasItsMounts(t *testing.T) {
 func TestImagesThatAreNone(t *testing.T) {
 	newTools(t)
 	for image, want := range map[string]string{
-		"tol":                    `no image is called "tol"`,
-		"debz":                   "did you mean deb?",
-		"/nonexistent":           `there is no image at "/nonexistent"`,
-		"/etc/passwd/x":          `there is no image at "/etc/passwd/x"`,
-		"/dev/null":              "is no image",
-		"/proc/self/root":        "links of /proc are not followed",
-		"/proc/1/cwd/srv":        "links of /proc are not followed",
-		"machine:none":           `no machine is called "none"`,
-		"nspawn:none":            `no machine is called "nspawn:none"`,
-		"nonsense:x":             `no kind of machine is called "nonsense"`,
-		"docker:":                `invalid image "docker:"`,
-		"/var/lib/machines/slim": `command not found: "true"`, // no tools in it
+		"tol":                            `no image is called "tol"`,
+		"debz":                           "did you mean deb?",
+		"/nonexistent":                   `there is no image at "/nonexistent"`,
+		"/etc/passwd/x":                  `there is no image at "/etc/passwd/x"`,
+		"/" + strings.Repeat("x", 20000): `there is no image at "/xxx`,
+		"/dev/null":                      "is no image",
+		"/proc/self/root":                "links of /proc are not followed",
+		"/proc/1/cwd/srv":                "links of /proc are not followed",
+		"machine:none":                   `no machine is called "none"`,
+		"nspawn:none":                    `no machine is called "nspawn:none"`,
+		"nonsense:x":                     `no kind of machine is called "nonsense"`,
+		"docker:":                        `invalid image "docker:"`,
+		"/var/lib/machines/slim":         `command not found: "true"`, // no tools in it
 	} {
 		o := attachTo(t, "--image="+image, slim, "true")
 		if o.code < 125 || o.code > 127 || !strings.Contains(o.stderr, want) {

@@ -140,7 +140,7 @@ func openAs(path string, who ns.Identity) (*os.File, error) {
 
 func explain(i *Image, err error) error {
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
 		return fail.New(fail.NoSuchImage, "cntrctl images lists those that have names", "there is no image at %q", i.Path)
 	case errors.Is(err, fs.ErrPermission):
 		return fail.New(fail.AccessDenied, "images are opened with the rights of who attaches",

@@ -15,16 +15,17 @@ import (
 // arguments is the session process's own command line. It is where a session is described: it is there
 // as long as the session is, survives the service, and can be read by ps.
 func (i *Info) arguments() []string {
+	const most = 4200 // bytes of what a caller chooses: a path with a kind in front
 	return append([]string{
 		programName,
 		"--id=" + i.ID,
 		"--machine=" + i.Machine,
 		"--class=" + i.Class,
-		"--service=" + i.Service,
+		"--service=" + cut(i.Service, most),
 		"--leader=" + strconv.Itoa(i.Leader),
 		"--owner=" + strconv.FormatUint(uint64(i.Owner), 10),
-		"--user=" + i.User,
-		"--image=" + i.Image,
+		"--user=" + cut(i.User, most),
+		"--image=" + cut(i.Image, most),
 		"--writable=" + strconv.FormatBool(i.Writable),
 		"--tty=" + strconv.FormatBool(i.TTY),
 		"--started=" + i.Started.Format(time.RFC3339Nano),
@@ -83,8 +84,8 @@ func parseArguments(args []string) (Info, error) {
 	return i, errors.New("a session process without a command")
 }
 
-// argumentsRoom is what the command line of a session may take, in bytes: a path, names, and an abridged command.
-const argumentsRoom = 12 << 10
+// argumentsRoom is what the command line of a session may take, in bytes.
+const argumentsRoom = 16 << 10
 
 // commandLine is the memory in which the kernel has put this process's arguments, and shows them to others
 // (proc_pid_cmdline(5)).
@@ -113,15 +114,19 @@ func (l commandLine) show(args []string) error {
 
 // abridged returns a command line short enough to be repeated wherever sessions are listed.
 func abridged(command []string) []string {
-	const most = 1024 // bytes
+	left := 1024 // bytes
 	var short []string
-	left := most
 	for _, arg := range command {
 		if len(arg) >= left {
-			return append(short, strings.ToValidUTF8(arg[:min(left, len(arg))], "")+"…")
+			return append(short, cut(arg, left)+"…")
 		}
 		short = append(short, arg)
 		left -= len(arg) + 1
 	}
 	return short
+}
+
+// cut returns the first bytes of a text.
+func cut(s string, most int) string {
+	return strings.ToValidUTF8(s[:min(most, len(s))], "")
 }

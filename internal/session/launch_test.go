@@ -33,6 +33,17 @@ func TestArgumentsRoundTrip(t *testing.T) {
 	}
 }
 
+func TestArgumentsHaveRoom(t *testing.T) {
+	long := strings.Repeat("ä", 5000)
+	i := Info{
+		ID: "1f2e3d4c", Machine: "docker:" + long[:255], Class: "container", Service: long, Leader: 1 << 22, Owner: 1<<32 - 1,
+		User: long, Image: long, Command: abridged(strings.Split(strings.Repeat("-x ", 5000), " ")), Started: time.Now(),
+	}
+	if n := len(strings.Join(i.arguments(), " ")); n > argumentsRoom {
+		t.Errorf("%d bytes are for what there is room for %d", n, argumentsRoom)
+	}
+}
+
 func TestParseArgumentsRefuses(t *testing.T) {
 	for _, args := range [][]string{
 		nil,
