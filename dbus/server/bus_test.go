@@ -102,11 +102,30 @@ type sessions struct {
 	mu      sync.Mutex
 	started int
 	running []session.Info
-	block   chan struct{} // Start waits for it to be closed, if there is one
+	block   chan struct{} // Start waits for it to be closed, if there is one,
+	blocked chan struct{} // and says so
+}
+
+// blockedSessions start when the test closes block.
+func blockedSessions() *sessions {
+	return &sessions{block: make(chan struct{}), blocked: make(chan struct{})}
+}
+
+// awaitBlocked waits until n more of them wait for block.
+func (s *sessions) awaitBlocked(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		select {
+		case <-s.blocked:
+		case <-time.After(patience):
+			t.Fatal("nobody waits")
+		}
+	}
 }
 
 func (s *sessions) Start(ctx context.Context, m *machine.Machine, spec session.Spec) (*session.Session, error) {
 	if s.block != nil {
+		s.blocked <- struct{}{}
 		select {
 		case <-s.block:
 		case <-ctx.Done():

@@ -429,7 +429,7 @@ func TestServiceWithSessionStays(t *testing.T) {
 // A call that is being answered when the service is told to stop gets its answer.
 func TestStopAnswersCalls(t *testing.T) {
 	startBus(t)
-	s := &sessions{block: make(chan struct{})}
+	s := blockedSessions()
 	v := startService(t, 0, s)
 	c := connectClient(t)
 	result := make(chan error, 1)
@@ -440,10 +440,7 @@ func TestStopAnswersCalls(t *testing.T) {
 		}
 		result <- err
 	}()
-	// Answered after Attach has been received: messages of one client stay in order.
-	if _, err := c.ListMachines(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	s.awaitBlocked(t, 1)
 	v.stop()
 	v.await(t, "STOPPING=1")
 	close(s.block)
@@ -455,7 +452,7 @@ func TestStopAnswersCalls(t *testing.T) {
 
 func TestCallsRunConcurrently(t *testing.T) {
 	startBus(t)
-	s := &sessions{block: make(chan struct{})}
+	s := blockedSessions()
 	v := startService(t, 0, s)
 	c := connectClient(t)
 	var wg sync.WaitGroup
@@ -471,6 +468,7 @@ func TestCallsRunConcurrently(t *testing.T) {
 			errs <- err
 		}()
 	}
+	s.awaitBlocked(t, cap(errs))
 	if _, err := c.ListMachines(context.Background()); err != nil {
 		t.Fatal(err)
 	}
