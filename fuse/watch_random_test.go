@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -89,6 +90,7 @@ func testRandomHostChangesAreTold(t *testing.T, writable bool) {
 			writers.Add(1)
 			go func() {
 				defer writers.Done()
+				runtime.LockOSThread() // see watching; the thread ends with the goroutine
 				r := rand.New(rand.NewPCG(seed, uint64(1000*round+i)))
 				in := s.host
 				if writable && i == 1 {

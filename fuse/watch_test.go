@@ -16,8 +16,12 @@ import (
 )
 
 // watching serves a tree of which only a change that is told can be seen: nothing is asked for again by itself.
+//
+// The test is the host as well, and the thread that changed something must not become a server thread before the event is handled: that
+// is how the session's own changes are told.
 func watching(t *testing.T, writable bool, names ...string) *served {
 	t.Helper()
+	runtime.LockOSThread()
 	tree := files(t, names...)
 	s := serve(t, tree, Options{Passthrough: true, Watch: Forever, Writable: writable, Cache: Cache{-1, -1, -1}})
 	if s.FileSystem.tree.watcher.group < 0 {
