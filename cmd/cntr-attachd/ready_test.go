@@ -18,16 +18,7 @@ import (
 func waiting(t *testing.T, service *machine.Leader) *machine.Leader {
 	t.Helper()
 	settledDescriptors(t, service)
-	pid, err := strconv.Atoi(must(t, "pgrep", "--parent", strconv.Itoa(service.PID), "--exact", "cntr-waiting"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := machine.OpenLeader(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Close() })
-	return p
+	return process(t, must(t, "pgrep", "--parent", strconv.Itoa(service.PID), "--exact", "cntr-waiting"))
 }
 
 // A session takes the process that waits, and another one waits then.

@@ -76,7 +76,13 @@ func stop(t testing.TB) {
 func serviceProcess(t testing.TB) *machine.Leader {
 	t.Helper()
 	must(t, "systemctl", "start", unit)
-	pid, err := strconv.Atoi(show(t, "MainPID"))
+	return process(t, show(t, "MainPID"))
+}
+
+// process holds on to a process until the test ends.
+func process(t testing.TB, id string) *machine.Leader {
+	t.Helper()
+	pid, err := strconv.Atoi(id)
 	if err != nil {
 		t.Fatal(err)
 	}
