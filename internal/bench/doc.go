@@ -35,7 +35,8 @@
 // priority. A server with one thread, like cntr's, that its client preempts as soon as it is answered, never sleeps then; others do.
 // With ordinary priorities, which is what users have, it is the other way round.
 //
-// Everything is generated from fixed seeds, in /srv/bench of the test host.
+// Everything is generated from fixed seeds, in /srv/bench of the test host. What workloads write goes to an ext4 that is made anew for each
+// (freshScratch).
 //
 // # Upcalls and memory
 //

@@ -33,7 +33,10 @@ type bench struct {
 // Measure runs everything that is asked for, on the test host. It leaves nothing behind but /srv/bench.
 func Measure(o Options) (*Report, error) {
 	b := &bench{Options: o, program: dir + "/bench", workers: map[Setting]*worker{}}
-	defer b.stopAll()
+	defer func() {
+		b.stopAll()
+		_ = removeScratch()
+	}()
 	report, err := newReport(o.Rounds)
 	if err != nil {
 		return nil, err
@@ -56,6 +59,9 @@ func Measure(o Options) (*Report, error) {
 	}
 	for _, r := range b.rows {
 		report.Rows = append(report.Rows, *r)
+	}
+	if err := freshScratch(); err != nil { // for what is counted and not timed
+		return nil, err
 	}
 	if o.Upcalls {
 		b.Log("counting upcalls")
@@ -83,7 +89,7 @@ func (b *bench) setUp() error {
 
 // putProgram begins with an empty directory and puts this very program there, for the workers.
 func (b *bench) putProgram() error {
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(removeScratch(), os.RemoveAll(dir)); err != nil {
 		return err
 	}
 	for _, s := range Settings {
@@ -103,6 +109,9 @@ func (b *bench) round(round int) error {
 	defer b.stopAll()
 	for _, row := range b.rows {
 		begin := time.Now()
+		if err := freshScratch(); err != nil {
+			return err
+		}
 		// See the package documentation: cntr.
 		if err := dropCaches(2); err != nil {
 			return err
@@ -142,7 +151,7 @@ func (b *bench) measure(s Setting, w *Workload) (time.Duration, error) {
 	return took, err
 }
 
-// within prepares a workload, calls what runs it, and cleans up.
+// within prepares a workload and calls what runs it.
 func (b *bench) within(s Setting, w *Workload, f func(do func(step string) (time.Duration, error)) error) error {
 	worker, err := b.worker(s, w.writes)
 	if err != nil {
@@ -150,11 +159,10 @@ func (b *bench) within(s Setting, w *Workload, f func(do func(step string) (time
 	}
 	// Never the same name twice: a session may still know the old directory by it.
 	b.runs++
-	scratch := filepath.Join(s.dir(), fmt.Sprintf("scratch-%d", b.runs))
+	scratch := filepath.Join(scratchDir, fmt.Sprint(b.runs))
 	if err := os.Mkdir(scratch, 0o755); err != nil {
 		return err
 	}
-	defer os.RemoveAll(scratch)
 	if w.host != nil {
 		if err := w.host(place{work: s.dir(), scratch: scratch}); err != nil {
 			return fmt.Errorf("prepare: %w", err)
@@ -211,10 +219,16 @@ func dropCaches(what int) error {
 
 // syncFS writes back what is dirty.
 func syncFS() error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+	for _, path := range []string{scratchDir, dir} { // the one is in a file on the other
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		err = unix.Syncfs(fd)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", path, err)
+		}
 	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
+	return nil
 }
