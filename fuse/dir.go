@@ -30,6 +30,9 @@ const (
 
 // OpenDir is open(2) of a directory.
 func (fs *tree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw.Status {
+	if fs.listings.unopened {
+		return raw.ENOSYS // and the kernel never asks again
+	}
 	n := fs.inodes.get(in.NodeId)
 	if n == nil {
 		return raw.Status(unix.ESTALE)
@@ -37,16 +40,9 @@ func (fs *tree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw
 	if !fs.allowed(&in.InHeader) {
 		return raw.EACCES
 	}
-	h := &handle{n: n, fd: -1, dir: &dirStream{}}
-	if !n.made && n.mnt.flags&opaque == 0 {
-		l, err := fs.lend(n, 0, false)
-		if err != nil {
-			return status(err)
-		}
-		defer l.release()
-		if h.fd, err = fs.reopen(l.fd, unix.O_RDONLY|unix.O_DIRECTORY|in.Flags&unix.O_NOATIME); err != nil {
-			return status(err)
-		}
+	h, err := fs.openDir(n, in.Flags&unix.O_NOATIME)
+	if err != nil {
+		return status(err)
 	}
 	fs.handles.add(h)
 	out.Fh = h.fh
@@ -54,12 +50,27 @@ func (fs *tree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw
 	return raw.OK
 }
 
+// openDir opens a directory to be listed. The handle is not in the table.
+func (fs *tree) openDir(n *inode, flags uint32) (*handle, error) {
+	h := &handle{n: n, fd: -1, dir: &dirStream{}}
+	if n.made || n.mnt.flags&opaque != 0 {
+		return h, nil
+	}
+	l, err := fs.lend(n, 0, false)
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+	h.fd, err = fs.reopen(l.fd, unix.O_RDONLY|unix.O_DIRECTORY|flags)
+	return h, err
+}
+
 // dirCacheFlags says whether the kernel may keep the list of names. It drops the list when the directory's time of
 // change moves, but a kept list does not renew what is known of each entry, while READDIRPLUS does. So keeping
 // pays only if entries are believed for long.
 func (fs *tree) dirCacheFlags(h *handle) uint32 {
 	const keep = raw.FOPEN_CACHE_DIR | raw.FOPEN_KEEP_CACHE
-	if fs.cache.Entry >= minDirCache && fs.cache.Attr >= minDirCache {
+	if fs.keepsLists() {
 		return keep
 	}
 	if h.fd >= 0 && fs.believe(h.n, h.fd) != 0 {
@@ -70,23 +81,22 @@ func (fs *tree) dirCacheFlags(h *handle) uint32 {
 	return 0
 }
 
+// keepsLists says whether entries are believed for long in any case.
+func (fs *tree) keepsLists() bool {
+	return fs.cache.Entry >= minDirCache && fs.cache.Attr >= minDirCache
+}
+
 // ReleaseDir closes a directory.
 func (fs *tree) ReleaseDir(in *raw.ReleaseIn) { fs.Release(nil, in) }
 
 // ReadDir lists names.
 func (fs *tree) ReadDir(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntryList) raw.Status {
-	return fs.readDir(in, func(h *handle, e raw.DirEntry) bool { return out.AddDirEntry(e) })
+	return fs.readDir(in, func(_ *handle, e raw.DirEntry, _ belief) bool { return out.AddDirEntry(e) })
 }
 
 // ReadDirPlus lists names and looks each of them up.
 func (fs *tree) ReadDirPlus(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntryList) raw.Status {
-	var b belief
-	if h := fs.handles.get(in.Fh); h != nil && h.fd >= 0 {
-		if b = fs.believe(h.n, h.fd); b != 0 && in.Offset == 0 {
-			h.n.watch.Load().listed.Store(time.Now().UnixNano())
-		}
-	}
-	return fs.readDir(in, func(h *handle, e raw.DirEntry) bool {
+	return fs.readDir(in, func(h *handle, e raw.DirEntry, b belief) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
@@ -105,27 +115,42 @@ func (fs *tree) ReadDirPlus(_ <-chan struct{}, in *raw.ReadIn, out *raw.DirEntry
 }
 
 // readDir passes on entries from the position in the request until add has no room left.
-func (fs *tree) readDir(in *raw.ReadIn, add func(*handle, raw.DirEntry) bool) raw.Status {
+func (fs *tree) readDir(in *raw.ReadIn, add func(*handle, raw.DirEntry, belief) bool) raw.Status {
+	if in.Fh == 0 {
+		return fs.readUnopened(in, add)
+	}
 	h := fs.handles.get(in.Fh)
 	if h == nil || h.dir == nil {
 		return raw.EBADF
 	}
-	d := h.dir
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	h.dir.mu.Lock()
+	defer h.dir.mu.Unlock()
+	b := fs.believeList(h, in.Offset)
+	_, err := fs.list(h, in.Offset, func(h *handle, e raw.DirEntry) bool { return add(h, e, b) })
+	return status(err)
+}
 
-	if in.Offset < extraPos {
-		full, err := fs.readReal(h, in.Offset, add)
-		if err != nil {
-			return status(err)
-		}
-		if full {
-			return raw.OK
-		}
-		in.Offset = extraPos
+// believeList is believe for the entries of a directory that is listed from a position on.
+func (fs *tree) believeList(h *handle, pos uint64) belief {
+	if h.fd < 0 {
+		return 0
 	}
-	fs.readExtra(h, in.Offset-extraPos, add)
-	return raw.OK
+	b := fs.believe(h.n, h.fd)
+	if b != 0 && pos == 0 {
+		h.n.watch.Load().listed.Store(time.Now().UnixNano())
+	}
+	return b
+}
+
+// list passes on entries from a position until add has no room left, or to the end. The lock of the stream is held.
+func (fs *tree) list(h *handle, pos uint64, add func(*handle, raw.DirEntry) bool) (full bool, err error) {
+	if pos < extraPos {
+		if full, err = fs.readReal(h, pos, add); full || err != nil {
+			return full, err
+		}
+		pos = extraPos
+	}
+	return fs.readExtra(h, pos-extraPos, add), nil
 }
 
 // readReal passes on the tree's entries. full: there was no room for one.
@@ -207,10 +232,10 @@ func (fs *tree) readDots(h *handle, pos uint64, add func(*handle, raw.DirEntry) 
 }
 
 // readExtra lists made-up entries from number i on.
-func (fs *tree) readExtra(h *handle, i uint64, add func(*handle, raw.DirEntry) bool) {
+func (fs *tree) readExtra(h *handle, i uint64, add func(*handle, raw.DirEntry) bool) (full bool) {
 	x := h.n.extra.Load()
 	if x == nil {
-		return
+		return false
 	}
 	for ; i < uint64(len(x.order)); i++ {
 		c := x.children[x.order[i]]
@@ -221,9 +246,10 @@ func (fs *tree) readExtra(h *handle, i uint64, add func(*handle, raw.DirEntry) b
 			fs.stick(c)
 		}
 		if !add(h, raw.DirEntry{Name: c.name, Mode: c.mode() & unix.S_IFMT, Ino: c.ino, Off: extraPos + i + 1}) {
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // missing says whether the tree has no directory for one that made-up entries are below.

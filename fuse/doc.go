@@ -7,7 +7,7 @@
 // do that, and each knows only the next:
 //
 //	transport   takes requests and gives the answers (transport.go), by /dev/fuse (dev.go) or over io_uring (uring.go, entry.go, ring.go)
-//	operations  what each request means: lookup.go, file.go, open.go, dir.go, create.go, remove.go, xattr.go, lock.go, …
+//	operations  what each request means: lookup.go, file.go, open.go, dir.go, listing.go, create.go, remove.go, xattr.go, lock.go, …
 //	            and, the other way round, what changed on the tree (watch.go, event.go)
 //	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go, place.go)
 //
@@ -32,8 +32,9 @@
 // The mount has default_permissions: the kernel checks mode bits, ACLs and capabilities of the process that asks, as
 // it does for a disk. The server adds what the kernel cannot do. It creates files under the file system uid and gid
 // of the process that asked, so that ownership, set-gid directories, quotas and default ACLs come out as on the
-// tree itself; it clears set-id bits when told to; and it asks Options.Allow before it hands out anything. When a file
-// system is opened for a person who is not root (Options.Caller), all that the server does on the tree is done
+// tree itself; it clears set-id bits when told to; and it asks Options.Allow before it hands out anything. What the kernel has in memory
+// it gives out by itself: attributes and targets of links always; with Options.Guarded also names of directories, which are not opened
+// then (listing.go). When a file system is opened for a person who is not root (Options.Caller), all that the server does on the tree is done
 // with that person's identity and without capabilities, so the tree's own kernel checks apply as well.
 //
 // # Mount points over the tree

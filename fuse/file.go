@@ -182,11 +182,15 @@ func (fs *tree) Fsync(_ <-chan struct{}, in *raw.FsyncIn) raw.Status {
 	if h == nil {
 		return raw.EBADF
 	}
+	return fsync(h, in.FsyncFlags)
+}
+
+func fsync(h *handle, flags uint32) raw.Status {
 	if h.fd < 0 {
 		return raw.OK
 	}
 	return status(retry(func() error {
-		if in.FsyncFlags&fsyncDataOnly != 0 {
+		if flags&fsyncDataOnly != 0 {
 			return unix.Fdatasync(h.fd)
 		}
 		return unix.Fsync(h.fd)
@@ -195,7 +199,10 @@ func (fs *tree) Fsync(_ <-chan struct{}, in *raw.FsyncIn) raw.Status {
 
 // FsyncDir is fsync(2) of a directory.
 func (fs *tree) FsyncDir(cancel <-chan struct{}, in *raw.FsyncIn) raw.Status {
-	return fs.Fsync(cancel, in)
+	if in.Fh != 0 {
+		return fs.Fsync(cancel, in)
+	}
+	return fs.withDir(&in.InHeader, func(h *handle) raw.Status { return fsync(h, in.FsyncFlags) })
 }
 
 // Lseek finds data and holes (SEEK_DATA, SEEK_HOLE); other seeks do not reach the server.

@@ -39,6 +39,10 @@ type Options struct {
 	// open; what it refuses fails with EACCES. Nil allows all. It may be called by many threads at once.
 	Allow func(tid uint32) bool
 
+	// Guarded says that nobody whom Allow refuses can get at the mount, so that what the kernel has in memory may be given out
+	// without asking Allow: names of directories, and what is read of an image (Files) that cannot be had in passthrough mode.
+	Guarded bool
+
 	// Caller is the person for whom the tree is served, if that is not root: the server then works on the tree with
 	// these ids and no capabilities, whatever ids the session's processes have. Nil: as root, with new files
 	// owned by whoever made them.
@@ -111,20 +115,22 @@ type FileSystem struct {
 type tree struct {
 	raw.RawFileSystem // ENOSYS for what is not below
 
-	opts    Options
-	ids     idMap
-	cache   Cache
-	inodes  *table
-	mounts  *mounts
-	descs   *descs
-	threads *threads
-	handles handles
-	opens   opens
-	extras  extras
-	backing backing
-	locks   locks
-	watcher *watcher
-	started time.Time
+	opts     Options
+	ids      idMap
+	cache    Cache
+	inodes   *table
+	mounts   *mounts
+	descs    *descs
+	threads  *threads
+	handles  handles
+	opens    opens
+	listings listings
+	extras   extras
+	backing  backing
+	locks    locks
+	conn     *transport // set by connect
+	watcher  *watcher
+	started  time.Time
 
 	rootType int64 // of the root's file system, as statfs(2) names it
 	// usesItself lets go-fuse's poll hack work, for tests that use the mount in the server's own process.
@@ -173,6 +179,7 @@ func New(o Options) (*FileSystem, error) {
 	t.handles.init()
 	t.opens.init(o.descriptors() / 4)
 	t.locks.init()
+	t.listings.unopened = o.unasked()
 	if err := threads.run(func() error { return t.addRoot(o.Root, top) }); err != nil {
 		unix.Close(threads.procFD)
 		t.watcher.close()
@@ -197,6 +204,10 @@ func (c Cache) withDefaults() Cache {
 	}
 	return c
 }
+
+// unasked says whether what the kernel has in memory may be given out without asking. For a Caller, the tree's own kernel, or Files, checks
+// each open.
+func (o *Options) unasked() bool { return (o.Guarded || o.Allow == nil) && o.Caller == nil }
 
 func (o *Options) descriptors() int {
 	if o.Descriptors > 0 {
@@ -297,6 +308,7 @@ func (f *FileSystem) release() {
 
 func (fs *tree) close() {
 	fs.handles.closeAll()
+	fs.listings.age(true)
 	_ = fs.threads.run(func() error { fs.closeOpens(); return nil })
 	fs.locks.closeAll()
 	fs.watcher.close()
@@ -343,6 +355,7 @@ func (fs *tree) pollHack() bool    { return fs.usesItself.Load() }
 func (fs *tree) connect(c *transport) {
 	fs.backing.connect(c.fd)
 	fs.locks.releases = c.releases
+	fs.conn = c
 	if fs.watcher.group >= 0 {
 		fs.watcher.sender.Store(c)
 		c.also(fs.watch, fs.watcher.end)
@@ -352,6 +365,8 @@ func (fs *tree) connect(c *transport) {
 func (fs *tree) tick() {
 	fs.descs.age()
 	fs.ageOpens()
+	fs.listings.age(false)
+	fs.dropLists()
 	fs.inodes.giveBack()
 }
 

@@ -34,6 +34,7 @@ type imageTree struct {
 
 	files       Files
 	allow       func(tid uint32) bool
+	unasked     bool // see Options.unasked
 	ids         idMap
 	threads     *threads
 	backing     backing
@@ -51,7 +52,7 @@ type imageTree struct {
 
 func newImageTree(o Options, ids idMap, top *extra, threads *threads) *imageTree {
 	fs := &imageTree{
-		RawFileSystem: raw.NewDefaultRawFileSystem(), files: o.Files, allow: o.Allow, ids: ids, threads: threads,
+		RawFileSystem: raw.NewDefaultRawFileSystem(), files: o.Files, allow: o.Allow, unasked: o.unasked(), ids: ids, threads: threads,
 		started: time.Now(), wantBacking: o.Passthrough, depth: 1, below: map[uint32]*extra{}, gen: generation(),
 	}
 	fs.handles.init()

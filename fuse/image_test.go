@@ -324,3 +324,35 @@ func TestImageDescriptorsAreBounded(t *testing.T) {
 		t.Error("files are empty")
 	}
 }
+
+// TestImageFilesAreOpenedOnlyForPassthrough reads files again and again, and counts what reaches the server.
+func TestImageFilesAreOpenedOnlyForPassthrough(t *testing.T) {
+	const times = 10
+	imageModes(t, func(t *testing.T, o Options) {
+		s := serveImage(t, map[string]madeFile{"d/f": {}, "g": {}}, o)
+		before := s.Requests()
+		for range times {
+			wantContent(t, s.path("d/f"), "d/f")
+			wantContent(t, s.path("g"), "g")
+			if len(listNames(t, s.path("d"))) != 1 {
+				t.Error("d has not one entry")
+			}
+		}
+		f, err := os.Open(s.path("g"))
+		must(t, err)
+		defer f.Close()
+		if off, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE); err != nil || off != 1 {
+			t.Errorf("SEEK_HOLE: %d, %v", off, err)
+		}
+		want := map[string]uint64{"OPEN": 2*times + 1, "OPENDIR": 1, "RELEASEDIR": 0, "READ": 0}
+		if !o.Passthrough {
+			want = map[string]uint64{"OPEN": 1, "OPENDIR": 1, "RELEASEDIR": 0, "READ": 2}
+		}
+		after := s.Requests()
+		for kind, n := range want {
+			if got := after[kind] - before[kind]; got != n {
+				t.Errorf("%d %s, want %d", got, kind, n)
+			}
+		}
+	})
+}

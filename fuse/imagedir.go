@@ -7,6 +7,9 @@ import (
 
 // OpenDir is open(2) of a directory. The kernel may keep the list of names.
 func (fs *imageTree) OpenDir(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) raw.Status {
+	if fs.unasked {
+		return raw.ENOSYS // and the kernel never asks again, see listings
+	}
 	dir, x, ok := fs.find(in.NodeId)
 	if !ok {
 		return raw.Status(unix.ESTALE)

@@ -129,10 +129,13 @@ func (fs *imageTree) Open(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) r
 	}
 	s := fs.contents.get(n)
 	s.once.Do(func() { fs.load(s) })
-	if s.err != nil {
-		err := s.err
+	if s.err != nil || fs.unopened() {
+		st := raw.ENOSYS // and the kernel never asks again
+		if s.err != nil {
+			st = status(s.err)
+		}
 		fs.end(fs.contents.put(s))
-		return status(err)
+		return st
 	}
 	h := &handle{fd: s.fd, shared: true, lock: -1, content: s}
 	fs.handles.add(h)
@@ -145,16 +148,46 @@ func (fs *imageTree) Open(_ <-chan struct{}, in *raw.OpenIn, out *raw.OpenOut) r
 	return raw.OK
 }
 
+// unopened says whether files need not be opened: there is no passthrough, which would take an OPEN for each, and would be worth it. Then
+// the kernel reads files by number (FUSE_NO_OPEN_SUPPORT, Linux 3.15), keeps what it has read, and to open, read and close what is in memory
+// asks us nothing.
+func (fs *imageTree) unopened() bool {
+	return fs.unasked && (!fs.wantBacking || fs.backing.off.Load())
+}
+
+// borrow returns the descriptor of an open file, or of one that was not opened, to be given back with done.
+func (fs *imageTree) borrow(in *raw.InHeader, fh uint64) (fd int, done func(), st raw.Status) {
+	if h := fs.handles.get(fh); h != nil {
+		return h.fd, func() {}, raw.OK
+	}
+	n, x, ok := fs.find(in.NodeId)
+	switch {
+	case !ok || x != nil || fh != 0 || !fs.unopened() || fs.kind(n) != unix.S_IFREG:
+		return -1, nil, raw.EBADF
+	case !fs.allowed(in, n, nil, unix.R_OK):
+		return -1, nil, raw.EACCES
+	}
+	s := fs.contents.get(n)
+	s.once.Do(func() { fs.load(s) })
+	done = func() { fs.end(fs.contents.put(s)) }
+	if s.err != nil {
+		defer done()
+		return -1, nil, status(s.err)
+	}
+	return s.fd, done, raw.OK
+}
+
 // Read reads what is not in passthrough mode.
 func (fs *imageTree) Read(_ <-chan struct{}, in *raw.ReadIn, buf []byte) (raw.ReadResult, raw.Status) {
 	if _, x, _ := fs.find(in.NodeId); x != nil {
 		return x.read(in), raw.OK
 	}
-	h := fs.handles.get(in.Fh)
-	if h == nil {
-		return nil, raw.EBADF
+	fd, done, st := fs.borrow(&in.InHeader, in.Fh)
+	if !st.Ok() {
+		return nil, st
 	}
-	return readFrom(h.fd, in, buf, true)
+	defer done()
+	return readFrom(fd, in, buf, true)
 }
 
 // Release closes a file.
@@ -166,11 +199,15 @@ func (fs *imageTree) Release(_ <-chan struct{}, in *raw.ReleaseIn) {
 
 // Lseek finds data and holes (SEEK_DATA, SEEK_HOLE); other seeks do not reach the server.
 func (fs *imageTree) Lseek(_ <-chan struct{}, in *raw.LseekIn, out *raw.LseekOut) raw.Status {
-	h := fs.handles.get(in.Fh)
-	if h == nil || in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return raw.EINVAL
 	}
-	off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))
+	fd, done, st := fs.borrow(&in.InHeader, in.Fh)
+	if !st.Ok() {
+		return st
+	}
+	defer done()
+	off, err := unix.Seek(fd, int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
 	return status(err)
 }

@@ -28,14 +28,21 @@ const (
 
 // Ioctl passes on what is harmless.
 func (fs *tree) Ioctl(_ <-chan struct{}, in *raw.IoctlIn, inbuf []byte, out *raw.IoctlOut, outbuf []byte) raw.Status {
-	cmd, ok := ioctls[in.Cmd]
-	if !ok {
+	if _, ok := ioctls[in.Cmd]; !ok {
 		return raw.Status(unix.ENOTTY)
+	}
+	if in.Fh == 0 {
+		return fs.withDir(&in.InHeader, func(h *handle) raw.Status { return fs.ioctl(h, in, inbuf, out, outbuf) })
 	}
 	h := fs.handles.get(in.Fh)
 	if h == nil {
 		return raw.EBADF
 	}
+	return fs.ioctl(h, in, inbuf, out, outbuf)
+}
+
+func (fs *tree) ioctl(h *handle, in *raw.IoctlIn, inbuf []byte, out *raw.IoctlOut, outbuf []byte) raw.Status {
+	cmd := ioctls[in.Cmd]
 	if h.fd < 0 || in.Flags&raw.IOCTL_COMPAT != 0 {
 		return raw.Status(unix.ENOTTY)
 	}

@@ -133,7 +133,7 @@ func newTransport(t backend, dev *os.File, wantRings bool) (*transport, error) {
 		Logger:               log.Default(),
 		ExtraCapabilities: raw.CAP_ATOMIC_O_TRUNC | raw.CAP_DONT_MASK | raw.CAP_EXPORT_SUPPORT |
 			raw.CAP_HANDLE_KILLPRIV_V2 | raw.CAP_ASYNC_DIO | raw.CAP_IOCTL_DIR | raw.CAP_SETXATTR_EXT,
-		// With an answer of ENOSYS to OPEN the kernel would never ask again, for the whole mount.
+		// The kernel does not look at these in the answer: with the first ENOSYS to OPEN or OPENDIR it never asks again, see listings.
 		DisabledCapabilities: raw.CAP_NO_OPEN_SUPPORT | raw.CAP_NO_OPENDIR_SUPPORT,
 	}
 	if !t.passthrough() {

@@ -334,13 +334,16 @@ func notification(code, size int) []byte {
 }
 
 // expireInode makes the kernel ask for the attributes of an inode again, and read a directory again.
-func (w *watcher) expireInode(n *inode) {
+func (w *watcher) expireInode(n *inode) { w.again = append(w.again, expiry(n.node, n.isDir())) }
+
+// expiry is the notification for expireInode.
+func expiry(node uint64, dir bool) []byte {
 	m := notification(notifyInvalInode, 24)
-	binary.NativeEndian.PutUint64(m[outHeaderSize:], n.node)
-	if !n.isDir() { // a negative offset: attributes only. The pages of a file are for its next open to judge
+	binary.NativeEndian.PutUint64(m[outHeaderSize:], node)
+	if !dir { // a negative offset: attributes only. The pages of a file are for its next open to judge
 		binary.NativeEndian.PutUint64(m[outHeaderSize+8:], ^uint64(0))
 	}
-	w.again = append(w.again, m)
+	return m
 }
 
 // expireName makes the kernel look up a name again.

@@ -280,6 +280,7 @@ func (p *process) openTree(uids, gids []ns.Range, e *ns.Entry) error {
 		Passthrough: true,
 		Watch:       watch,
 		Allow:       func(tid uint32) bool { return p.members.allows(tid) },
+		Guarded:     p.shield != nil,
 	}
 	if p.tools.Files != nil {
 		options.Files = p.tools.Files
