@@ -60,7 +60,7 @@ type Options struct {
 	Passthrough bool
 
 	// Descriptors bounds how many descriptors are kept only to be quick. The default is a quarter of RLIMIT_NOFILE,
-	// at most 4096. Open files, and files that were unlinked while they are in use, come on top.
+	// at most 16,384. Open files, and files that were unlinked while they are in use, come on top.
 	Descriptors int
 }
 
@@ -175,9 +175,10 @@ func New(o Options) (*FileSystem, error) {
 		gen:           generation(),
 	}
 	t.opts.Root = nil
-	t.descs = newDescs(o.descriptors()-o.descriptors()/4, t.reopenInode)
+	paths, files := o.descriptors()
+	t.descs = newDescs(paths, t.reopenInode)
 	t.handles.init()
-	t.opens.init(o.descriptors() / 4)
+	t.opens.init(files)
 	t.locks.init()
 	t.listings.unopened = o.unasked()
 	if err := threads.run(func() error { return t.addRoot(o.Root, top) }); err != nil {
@@ -209,15 +210,19 @@ func (c Cache) withDefaults() Cache {
 // each open.
 func (o *Options) unasked() bool { return (o.Guarded || o.Allow == nil) && o.Caller == nil }
 
-func (o *Options) descriptors() int {
-	if o.Descriptors > 0 {
-		return o.Descriptors
+// descriptors returns how many descriptors are kept: O_PATH ones, and of files that were open a moment ago, most, as these take more to
+// get.
+func (o *Options) descriptors() (paths, files int) {
+	all := o.Descriptors
+	if all <= 0 {
+		all = 256
+		var lim unix.Rlimit
+		if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+			all = int(max(16, min(lim.Cur/4, 16384)))
+		}
 	}
-	var lim unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil {
-		return 256
-	}
-	return int(max(16, min(lim.Cur/4, 4096)))
+	paths = (all + 3) / 4
+	return paths, all - paths
 }
 
 // generation is a number that another file system on the same node ids will hardly have. 32 bits of it end up

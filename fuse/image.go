@@ -56,7 +56,8 @@ func newImageTree(o Options, ids idMap, top *extra, threads *threads) *imageTree
 		started: time.Now(), wantBacking: o.Passthrough, depth: 1, below: map[uint32]*extra{}, gen: generation(),
 	}
 	fs.handles.init()
-	fs.contents.init(o.descriptors())
+	paths, files := o.descriptors()
+	fs.contents.init(paths + files)
 	var st unix.Statfs_t
 	if o.Files.Statfs(&st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC {
 		fs.depth = 2

@@ -112,8 +112,12 @@ func (fs *tree) firstIO(n *inode, s *openState, h *handle) ioMode {
 	// Writes in passthrough mode are done with the credentials of this thread. With CAP_FSETID nobody's write would
 	// clear set-id bits. Without it everybody's does; so files that have them when they are opened for writing go
 	// through the server, which is told what the writer may. What remains: root clears the bits too if it writes to
-	// a file that got them while it was open.
-	err := fs.threads.with(capSysAdmin, capFSETID, func() (err error) {
+	// a file that got them while it was open. Where nobody writes, it makes no difference.
+	drop := capFSETID
+	if !fs.opts.Writable {
+		drop = 0
+	}
+	err := fs.threads.with(capSysAdmin, drop, func() (err error) {
 		s.backing, err = fs.backing.open(h.fd)
 		return err
 	})

@@ -56,7 +56,9 @@ func variants() []variant {
 		{name: "passthrough, caches forever, id map", o: Options{
 			Passthrough: true, IDs: IDMap{UID: ids, GID: ids}, Cache: Cache{Forever, Forever, Forever},
 		}},
-		{name: "checked opener", o: Options{Allow: func(tid uint32) bool { return tid != 0 }}},
+		{name: "as a session has it without a shield", o: Options{
+			Passthrough: true, Watch: WatchTimeout, Allow: func(tid uint32) bool { return tid != 0 },
+		}},
 		{name: "no file handles, few descriptors", o: Options{Descriptors: 2}, overlay: true},
 	}
 }
