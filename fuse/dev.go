@@ -60,15 +60,15 @@ func (c *transport) work(ready func()) {
 			continue
 		}
 		if answerSize(in[:n]) <= smallBuf {
-			c.handle(in[:n], out)
+			c.handle(s, in[:n], out)
 			continue
 		}
 		buf, err := c.large.get()
 		if err != nil {
-			c.answer(in, out, unix.ENOMEM)
+			c.refuse(in, out, unix.ENOMEM)
 			continue
 		}
-		c.handle(in[:n], buf)
+		c.handle(s, in[:n], buf)
 		c.large.put(buf)
 	}
 }

@@ -6,7 +6,7 @@
 // operation on that mount as a message to /dev/fuse, this package performs it on the tree, and answers. Three layers
 // do that, and each knows only the next:
 //
-//	transport   takes requests and gives the answers (transport.go), by /dev/fuse (dev.go) or over io_uring (uring.go, entry.go, ring.go)
+//	transport   takes requests and gives the answers (transport.go), by /dev/fuse (dev.go) or over io_uring (uring.go, entry.go, ring.go), and has them performed (quick.go)
 //	operations  what each request means: lookup.go, file.go, open.go, dir.go, listing.go, create.go, remove.go, xattr.go, lock.go, …
 //	            and, the other way round, what changed on the tree (watch.go, event.go)
 //	inodes      what a number that the kernel holds stands for, and how to get at it (inode.go, table.go, desc.go, place.go)

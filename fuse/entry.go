@@ -13,8 +13,6 @@ type entry struct {
 	fd    int
 	queue uint16
 	mem   []byte
-	in    [3][]byte
-	out   [2][]byte
 }
 
 // Layout of an entry. At its beginning is struct fuse_uring_req_header.
@@ -35,29 +33,29 @@ func newEntry(fd, queue int) (*entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mapping a buffer of %d bytes: %w", entrySize, err)
 	}
-	e := &entry{fd: fd, queue: uint16(queue), mem: mem}
-	e.out = [2][]byte{mem[:outHeaderSize], mem[entryPayload:]}
-	return e, nil
+	return &entry{fd: fd, queue: uint16(queue), mem: mem}, nil
 }
 
-func (e *entry) head() []byte     { return e.mem[:headerSize] }
-func (e *entry) opcode() uint32   { return opcode(e.mem) }
-func (e *entry) answer() [][]byte { return e.out[:] }
+func (e *entry) head() []byte   { return e.mem[:headerSize] }
+func (e *entry) opcode() uint32 { return opcode(e.mem) }
+func (e *entry) unique() uint64 { return binary.NativeEndian.Uint64(e.mem[8:]) }
 
-// request returns the parts of the request that the kernel has written.
-func (e *entry) request() ([][]byte, bool) {
+// request returns what the kernel has written: header and arguments, and the rest.
+func (e *entry) request() (req, rest []byte, ok bool) {
 	size := int(binary.NativeEndian.Uint32(e.mem))
-	rest := int(binary.NativeEndian.Uint32(e.mem[entryInOut+16:]))
-	args := size - headerSize - rest
-	if args < 0 || args > entryInOut-entryOpIn || rest > bufSize {
-		return nil, false
+	payload := int(binary.NativeEndian.Uint32(e.mem[entryInOut+16:]))
+	args := size - headerSize - payload
+	if args < 0 || args > entryInOut-entryOpIn || payload > bufSize {
+		return nil, nil, false
 	}
-	data := e.mem[entryPayload : entryPayload+rest]
-	if names := e.mem[entryNames:entryPayload]; rest <= len(names) {
-		data = names[:copy(names, data)]
+	rest = e.mem[entryPayload : entryPayload+payload]
+	if names := e.mem[entryNames:entryPayload]; payload <= len(names) {
+		rest = names[:copy(names, rest)]
 	}
-	e.in = [3][]byte{e.head(), e.mem[entryOpIn : entryOpIn+args], data}
-	return e.in[:], true
+	// In one piece: between header and arguments there is room.
+	req = e.mem[entryOpIn-headerSize : entryOpIn+args]
+	copy(req, e.head())
+	return req, rest, true
 }
 
 // register is the command that puts the entry into its queue.

@@ -90,6 +90,8 @@ func (hs *handles) put(h *handle) {
 	if h.fd >= 0 && !h.shared {
 		unix.Close(h.fd)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.shared && h.lock >= 0 {
 		unix.Close(h.lock)
 	}

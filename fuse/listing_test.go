@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -62,6 +63,8 @@ func TestNamesAreDroppedInTime(t *testing.T) {
 		{"watched", Options{Watch: WatchTimeout}, DefaultTimeout},
 	} {
 		t.Run(c.what, func(t *testing.T) {
+			runtime.LockOSThread() // see watching
+			defer runtime.UnlockOSThread()
 			s := serve(t, files(t, "dir/x"), c.o)
 			for range 3 {
 				listNames(t, s.path("dir"))

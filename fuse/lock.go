@@ -92,7 +92,10 @@ func (ls *locks) closed(n *inode, owner uint64) {
 // released drops what is left on a file when an open file is gone for good. The kernel does not tell of each close(2)
 // of files that were opened for reading only, see noFlush.
 func (ls *locks) released(h *handle) {
-	for _, owner := range h.lockers {
+	ls.mu.Lock()
+	lockers := h.lockers
+	ls.mu.Unlock()
+	for _, owner := range lockers {
 		ls.closed(h.n, owner)
 	}
 }

@@ -168,6 +168,8 @@ func (fs *tree) opened(n *inode, fd int, flags uint32, out *raw.OpenOut) {
 	if s.io == ioPassthrough && s.fd < 0 && fs.mayShare(flags) {
 		s.fd, h.shared = fd, true
 	}
+	fs.handles.add(h)
+	out.Fh = h.fh
 }
 
 // openShared opens a file by way of what is there of earlier opens, if that is possible.
@@ -185,7 +187,10 @@ func (fs *tree) openShared(n *inode, flags uint32, out *raw.OpenOut) bool {
 		fs.leave(s)
 		return false
 	}
-	fs.join(s, &handle{n: n, fd: s.fd, lock: -1, shared: true}, out)
+	h := &handle{n: n, fd: s.fd, lock: -1, shared: true}
+	fs.join(s, h, out)
+	fs.handles.add(h)
+	out.Fh = h.fh
 	s.mu.Unlock()
 	return true
 }
@@ -198,9 +203,7 @@ func (fs *tree) mayShare(flags uint32) bool {
 // join adds an open file to a state that is held and locked.
 func (fs *tree) join(s *openState, h *handle, out *raw.OpenOut) {
 	h.s = s
-	fs.handles.add(h)
 	s.handles = append(s.handles, h)
-	out.Fh = h.fh
 	fs.chooseIO(h.n, s, h, fs.locks.any(h.n), out)
 }
 

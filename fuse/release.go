@@ -16,6 +16,8 @@ type server struct {
 	// does is the opcode of the request that it performs, 0 while it is about to wait for one, and above that how many of
 	// these states there have been.
 	does atomic.Uint64
+	// unique is the number of the request that it performs quickly, or 0.
+	unique atomic.Uint64
 }
 
 const (
@@ -25,6 +27,18 @@ const (
 
 func (s *server) now(op uint32) {
 	s.does.Store((s.does.Load()>>stateShift+1)<<stateShift | uint64(op))
+}
+
+// performs says whether some thread performs a request quickly.
+func (c *transport) performs(unique uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.servers {
+		if s.unique.Load() == unique {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *transport) enlist(s *server) {

@@ -51,7 +51,7 @@ func (c *transport) lock(ready func()) {
 	for {
 		select {
 		case req := <-c.lockers:
-			n := c.perform([][]byte{req}, [][]byte{out})
+			n := c.perform(nil, req, nil, out[:outHeaderSize], out[outHeaderSize:])
 			c.idle.Add(1) // before anybody can know
 			c.reply(out, n)
 		case <-c.ended:
@@ -65,7 +65,7 @@ func (c *transport) lockLater(req, out []byte) {
 	if c.fixed.Load() {
 		if c.idle.Add(-1) < 0 {
 			c.idle.Add(1)
-			c.answer(req, out, unix.ENOLCK)
+			c.refuse(req, out, unix.ENOLCK)
 			return
 		}
 		select {
@@ -78,7 +78,7 @@ func (c *transport) lockLater(req, out []byte) {
 	go func() {
 		defer c.workers.Done()
 		if err := c.tree.serves(); err == nil {
-			c.handle(req, make([]byte, smallBuf))
+			c.handle(nil, req, make([]byte, smallBuf))
 		}
 	}()
 }

@@ -216,15 +216,23 @@ func (c *transport) start(ready func()) {
 const (
 	headerSize = 40
 
+	opLookup      = 1
 	opForget      = 2
+	opGetAttr     = 3
+	opSetAttr     = 4
+	opUnlink      = 10
 	opOpen        = 14
-	opInit        = 26
 	opRead        = 15
 	opRelease     = 18
 	opGetXattr    = 22
 	opListXattr   = 23
+	opFlush       = 25
+	opInit        = 26
+	opOpenDir     = 27
 	opReadDir     = 28
+	opReleaseDir  = 29
 	opSetLkw      = 33
+	opCreate      = 35
 	opInterrupt   = 36
 	opIoctl       = 39
 	opNotifyReply = 41
@@ -235,13 +243,13 @@ const (
 func opcode(req []byte) uint32 { return binary.NativeEndian.Uint32(req[4:]) }
 func nodeID(req []byte) uint64 { return binary.NativeEndian.Uint64(req[16:]) }
 
-// handle performs one request and answers.
-func (c *transport) handle(req, out []byte) {
+// handle performs one request and answers. s is the thread that does so, nil if it is none of those that wait for requests.
+func (c *transport) handle(s *server, req, out []byte) {
 	if opcode(req) == opInit {
 		c.init(req, out)
 		return
 	}
-	n := c.perform([][]byte{req}, [][]byte{out})
+	n := c.perform(s, req, nil, out[:outHeaderSize], out[outHeaderSize:])
 	if n > 0 && opcode(req) == opInterrupt && c.rings.Load() != nil {
 		c.interruptLater(append([]byte(nil), req...))
 	} else if n > 0 {
@@ -249,19 +257,33 @@ func (c *transport) handle(req, out []byte) {
 	}
 }
 
-// perform performs one request, which is in several parts: header, arguments, the rest. It returns how long the answer is, 0 if there is
-// none.
-func (c *transport) perform(req, out [][]byte) int {
-	head, rest := req[0], req[len(req)-1]
-	c.counts[opcode(head)%uint32(len(c.counts))].Add(1)
-	var n int
-	st := raw.ENOENT
-	if nodeID(head) != rootNode || !bytes.Contains(rest, pollHack) || c.tree.pollHack() {
-		n, st = c.proto.HandleRequest(req, out)
+// perform performs one request: header and arguments, and the rest, which may follow them in the same piece. Head and body are for the
+// answer. It returns how long the answer is, 0 if there is none.
+func (c *transport) perform(s *server, req, rest, head, body []byte) int {
+	c.counts[opcode(req)%uint32(len(c.counts))].Add(1)
+	unique := binary.NativeEndian.Uint64(req[8:])
+	n, st := 0, raw.ENOENT
+	size, isQuick := quick(req)
+	isHack := nodeID(req) == rootNode && (bytes.Contains(req, pollHack) || bytes.Contains(rest, pollHack))
+	switch {
+	case opcode(req) == opInterrupt && len(req) >= headerSize+8 && c.performs(binary.NativeEndian.Uint64(req[headerSize:])):
+		return 0 // there is nothing to interrupt, and an answer would have the kernel ask again
+	case isHack && !c.tree.pollHack():
+	case s != nil && isQuick && !isHack && len(req) >= size:
+		if rest == nil {
+			req, rest = req[:size], req[size:]
+		}
+		s.unique.Store(unique)
+		n, st = performQuick(c.tree, req, rest, body)
+		s.unique.Store(0)
+		n += outHeaderSize
+		answer(head, n, unique, 0)
+	default:
+		n, st = c.proto.HandleRequest([][]byte{req, rest}, [][]byte{head, body})
 	}
 	if !st.Ok() {
 		// Nothing that the protocol has an answer for, but the process that waits needs one.
-		refuse(head, out[0], unix.Errno(st))
+		answer(head, outHeaderSize, unique, unix.Errno(st))
 		return outHeaderSize
 	}
 	return n
@@ -277,7 +299,7 @@ func (c *transport) init(req, out []byte) {
 			r = c.newRings()
 		}
 	}
-	n := c.perform([][]byte{req}, [][]byte{out})
+	n := c.perform(nil, req, nil, out[:outHeaderSize], out[outHeaderSize:])
 	if r != nil && n >= outHeaderSize+36 { // struct fuse_init_out: flags2
 		flags := out[outHeaderSize+32:]
 		binary.NativeEndian.PutUint32(flags, binary.NativeEndian.Uint32(flags)|capOverURing>>32)
@@ -288,18 +310,17 @@ func (c *transport) init(req, out []byte) {
 	}
 }
 
-// answer answers a request with an error.
-func (c *transport) answer(req, out []byte, errno unix.Errno) {
-	refuse(req, out, errno)
+// refuse answers a request with an error.
+func (c *transport) refuse(req, out []byte, errno unix.Errno) {
+	answer(out, outHeaderSize, binary.NativeEndian.Uint64(req[8:]), errno)
 	c.write(out[:outHeaderSize])
 }
 
-// refuse makes an answer that is an error.
-func refuse(req, out []byte, errno unix.Errno) {
-	unique := binary.NativeEndian.Uint64(req[8:])
-	binary.NativeEndian.PutUint32(out, outHeaderSize)
-	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(errno)))
-	binary.NativeEndian.PutUint64(out[8:], unique)
+// answer makes the header of an answer, which is n bytes long with it.
+func answer(head []byte, n int, unique uint64, errno unix.Errno) {
+	binary.NativeEndian.PutUint32(head, uint32(n))
+	binary.NativeEndian.PutUint32(head[4:], uint32(-int32(errno)))
+	binary.NativeEndian.PutUint64(head[8:], unique)
 }
 
 // reply writes an answer of n bytes, of which all but the length is there.

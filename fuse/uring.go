@@ -294,7 +294,7 @@ func (r *rings) serve(s *server, q *queue, e *entry) {
 			r.kick()
 		}
 	} else {
-		ring.add(r.answerTo(e, q, last))
+		ring.add(r.answerTo(s, e, q, last))
 	}
 	for {
 		s.now(0)
@@ -306,7 +306,7 @@ func (r *rings) serve(s *server, q *queue, e *entry) {
 		}
 		s.now(e.opcode())
 		last := q.waiting.Add(-1) == 0
-		ring.add(r.answerTo(e, q, last))
+		ring.add(r.answerTo(s, e, q, last))
 	}
 }
 
@@ -319,9 +319,9 @@ func pin(cpu int) bool {
 
 // answerTo performs the request in an entry and returns the command that answers. The request is the last that a thread was left for, or
 // not.
-func (r *rings) answerTo(e *entry, q *queue, last bool) command {
+func (r *rings) answerTo(s *server, e *entry, q *queue, last bool) command {
 	if e.opcode() == opNotifyReply { // see kick
-		refuse(e.head(), e.head(), unix.ENOSYS)
+		answer(e.head(), outHeaderSize, e.unique(), unix.ENOSYS)
 		return e.commit(outHeaderSize)
 	}
 	if e.opcode() == opOpen {
@@ -330,15 +330,16 @@ func (r *rings) answerTo(e *entry, q *queue, last bool) command {
 	if last {
 		r.more(q)
 	}
-	req, ok := e.request()
+	unique := e.unique()
+	req, rest, ok := e.request()
 	n := outHeaderSize
 	if ok {
-		n = r.perform(req, e.answer())
+		n = r.perform(s, req, rest, e.mem[:outHeaderSize], e.mem[entryPayload:])
 	} else {
-		refuse(e.head(), e.head(), unix.EIO)
+		answer(e.head(), outHeaderSize, unique, unix.EIO)
 	}
 	if n == 0 { // an answer there must be
-		refuse(e.head(), e.head(), unix.EINTR)
+		answer(e.head(), outHeaderSize, unique, unix.EINTR)
 		n = outHeaderSize
 	}
 	return e.commit(n)
@@ -375,7 +376,7 @@ func (c *transport) interruptLater(req []byte) {
 		out := make([]byte, smallBuf)
 		for range tries {
 			time.Sleep(10 * time.Millisecond)
-			if c.stopped.Load() || c.perform([][]byte{req}, [][]byte{out}) == 0 {
+			if c.stopped.Load() || c.perform(nil, req, nil, out[:outHeaderSize], out[outHeaderSize:]) == 0 {
 				return
 			}
 		}
