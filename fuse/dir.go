@@ -70,7 +70,7 @@ func (fs *tree) openDir(n *inode, flags uint32) (*handle, error) {
 // pays only if entries are believed for long.
 func (fs *tree) dirCacheFlags(h *handle) uint32 {
 	const keep = raw.FOPEN_CACHE_DIR | raw.FOPEN_KEEP_CACHE
-	if fs.keepsLists() {
+	if fs.lastLong() {
 		return keep
 	}
 	if h.fd >= 0 && fs.believe(h.n, h.fd) != 0 {
@@ -81,8 +81,8 @@ func (fs *tree) dirCacheFlags(h *handle) uint32 {
 	return 0
 }
 
-// keepsLists says whether entries are believed for long in any case.
-func (fs *tree) keepsLists() bool {
+// lastLong says whether names and attributes are believed for long in any case.
+func (fs *tree) lastLong() bool {
 	return fs.cache.Entry >= minDirCache && fs.cache.Attr >= minDirCache
 }
 

@@ -59,7 +59,7 @@ func (fs *tree) readUnopened(in *raw.ReadIn, add func(*handle, raw.DirEntry, bel
 	}
 	h, ended := fs.listings.resume(spot{n.node, in.Offset})
 	if ended {
-		fs.keepsList(n)
+		fs.noteList(n)
 		return raw.OK
 	}
 	if h == nil {
@@ -81,7 +81,7 @@ func (fs *tree) readUnopened(in *raw.ReadIn, add func(*handle, raw.DirEntry, bel
 		fs.listings.pause(spot{n.node, last}, h)
 		return raw.OK
 	case err == nil && last == in.Offset:
-		fs.keepsList(n)
+		fs.noteList(n)
 	case err == nil && n.extra.Load() == nil:
 		fs.listings.pause(spot{n.node, last}, nil) // the next request is for what is not there any more
 	}
@@ -179,9 +179,9 @@ func (l *listings) age(all bool) {
 	closeStreams(old)
 }
 
-// keepsList is called when the kernel has read a directory to its end, and keeps the list.
-func (fs *tree) keepsList(n *inode) {
-	if n.made || fs.keepsLists() {
+// noteList is called when the kernel has read a directory to its end, and keeps the list.
+func (fs *tree) noteList(n *inode) {
+	if n.made || fs.lastLong() {
 		return
 	}
 	l := &fs.listings

@@ -83,8 +83,8 @@ func (s Setting) start(writes bool, program ...string) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s == URing {
-		restore, err := turnURingOn()
+	if s == Ours || s == URing {
+		restore, err := turnURing(s == URing)
 		if err != nil {
 			return nil, err
 		}
@@ -124,12 +124,13 @@ func (s Setting) start(writes bool, program ...string) (*worker, error) {
 	return w, nil
 }
 
-// turnURingOn has the kernel offer io_uring to the file systems that are mounted from now on.
-func turnURingOn() (restore func(), err error) {
+// turnURing says whether the kernel offers io_uring to the file systems that are mounted from now on.
+func turnURing(on bool) (restore func(), err error) {
 	const uring = "/usr/lib/testhost/uring"
-	before, err := exec.Command(uring, "Y").CombinedOutput()
+	to := map[bool]string{false: "N", true: "Y"}[on]
+	before, err := exec.Command(uring, to).CombinedOutput()
 	if err != nil {
-		return nil, fmt.Errorf("turn FUSE over io_uring on: %w\n%s", err, before)
+		return nil, fmt.Errorf("set FUSE over io_uring to %s: %w\n%s", to, err, before)
 	}
 	return func() { _ = exec.Command(uring, strings.TrimSpace(string(before))).Run() }, nil
 }
