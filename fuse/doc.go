@@ -63,6 +63,7 @@
 //     path. Where an inode number is used again under the same name, the two files are taken for one.
 //   - All ioctls but those of ioctl.go fail with ENOTTY. fallocate with COLLAPSE_RANGE or INSERT_RANGE and reflinks
 //     are refused by the kernel for all FUSE file systems (EOPNOTSUPP), and syncfs(2) does not reach the server.
+//   - To follow a symbolic link, or to list a directory, does not renew its time of access where the kernel has it in memory.
 //   - POSIX locks that wait for one another in a circle are not found out (no EDEADLK).
 //   - What the session closed is given back by the host up to three seconds later: the space of a file that the host
 //     removes, and a file system that it wants to unmount.
