@@ -26,6 +26,42 @@ func TestKernelHasTheShield(t *testing.T) {
 	}
 }
 
+// Where the shield keeps strangers away, the kernel is told with the first directory that none need be opened, and walks by itself from
+// then on.
+func TestShieldedSessionsOpenNoDirectories(t *testing.T) {
+	const tracing = "/sys/kernel/tracing/instances/cntr-opendir"
+	if _, err := os.Stat(filepath.Dir(tracing)); err != nil {
+		must(t, "mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
+	}
+	must(t, "mkdir", tracing)
+	t.Cleanup(func() { must(t, "rmdir", tracing) })
+	event := tracing + "/events/fuse/fuse_request_send/"
+	set := func(name, value string) {
+		t.Helper()
+		if err := os.WriteFile(event+name, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const openDir = 27 // FUSE_OPENDIR
+	set("filter", fmt.Sprint("opcode == ", openDir))
+	for _, machine := range []string{booted, userns} {
+		set("enable", "1")
+		out := succeeds(t, machine, "sh", "-c", "for i in 1 2 3; do ls -R /usr/share/doc | wc -l; done")
+		set("enable", "0")
+		lines := strings.Fields(out)
+		if len(lines) != 3 || lines[0] != lines[1] || lines[1] != lines[2] || len(lines[0]) < 2 {
+			t.Errorf("%s: /usr/share/doc has %q lines", machine, lines)
+		}
+		trace := readFile(t, tracing+"/trace")
+		if n := strings.Count(string(trace), "fuse_request_send:"); n != 1 {
+			t.Errorf("%s: %d OPENDIR, want the one that says that there need be no more:\n%s", machine, n, trace)
+		}
+		if err := os.WriteFile(tracing+"/trace", nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // container starts the slim machine as a container of LXC, with the lines of configuration given, and returns its leader.
 func container(t *testing.T, name string, config ...string) int {
 	t.Helper()

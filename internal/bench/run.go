@@ -60,9 +60,6 @@ func Measure(o Options) (*Report, error) {
 	for _, r := range b.rows {
 		report.Rows = append(report.Rows, *r)
 	}
-	if err := freshScratch(); err != nil { // for what is counted and not timed
-		return nil, err
-	}
 	if o.Upcalls {
 		b.Log("counting upcalls")
 		if report.Upcalls, err = b.countUpcalls(Ours, Cntr); err != nil {

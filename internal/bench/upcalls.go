@@ -81,6 +81,9 @@ func Counted() []Workload {
 
 // countUpcalls counts what the servers of both kinds of session are asked.
 func (b *bench) countUpcalls(settings ...Setting) ([]Upcalls, error) {
+	if err := freshScratch(); err != nil {
+		return nil, err
+	}
 	var all []Upcalls
 	for _, w := range Counted() {
 		u := Upcalls{Name: w.Name, Title: w.Title, Ops: w.Ops, Counts: map[Setting]map[string]int{}}

@@ -42,7 +42,7 @@ func TestUpcallsPerOperation(t *testing.T) {
 	b := &bench{program: dir + "/bench", workers: map[Setting]*worker{}}
 	t.Cleanup(func() {
 		b.stopAll()
-		if err := os.RemoveAll(dir); err != nil {
+		if err := errors.Join(removeScratch(), os.RemoveAll(dir)); err != nil {
 			t.Error(err)
 		}
 	})
